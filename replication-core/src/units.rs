@@ -192,7 +192,7 @@ impl SectorRange {
     /// or the end does not fit into 64 bits.
     #[must_use]
     pub fn from_bytes(start: Sector, bytes: u64) -> Option<Self> {
-        if bytes % SECTOR_SIZE != 0 {
+        if !bytes.is_multiple_of(SECTOR_SIZE) {
             return None;
         }
         let end = start.0.checked_add(bytes / SECTOR_SIZE)?;
