@@ -1,1 +1,180 @@
-//! (in preparation)
+//! What the core wants done: its only output.
+//!
+//! Actions may be carried out in any order and at the same time, with two exceptions: the `Send`s
+//! of one socket leave in the order in which they were given, and a `Close` comes after the
+//! `Send`s before it were given up or sent. An action never says "and then".
+
+use crate::control::{Refusal, Reply};
+use crate::event::{CommandId, DialId, HostTag, OpId, SockId, VolumeIx};
+use crate::meta::Page;
+use crate::units::{Buf, Errno, Sector, SectorRange, VolumeNr};
+use crate::wire::{HeaderKind, Packet};
+
+/// What to do with the data area of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskOp {
+    /// Fill the buffer.
+    Read,
+    /// Write the buffer; with `fua` it is durable when done.
+    Write {
+        /// Force unit access.
+        fua: bool,
+    },
+    /// Everything that was done before is durable when this is done.
+    Flush,
+    /// Give the space back; what the range reads as afterwards does not matter.
+    Discard,
+    /// The range reads as zeroes afterwards.
+    Zeroes {
+        /// The space may be given back.
+        unmap: bool,
+    },
+}
+
+/// How loud a log line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Data at risk or service lost.
+    Error,
+    /// Degraded.
+    Warn,
+    /// State changes and commands.
+    Info,
+    /// Packets and decisions.
+    Debug,
+}
+
+/// What a log line is about, which gives its prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The whole resource.
+    Resource,
+    /// The connection to the peer.
+    Connection,
+    /// The local side of a volume.
+    Device(VolumeIx),
+    /// A volume as seen together with the peer.
+    PeerDevice(VolumeIx),
+}
+
+/// Something to do.
+#[derive(Debug)]
+pub enum Action {
+    /// Open and lock the backing device of a volume; answered by `DiskOpened`.
+    OpenDisk {
+        /// Names the answer.
+        id: OpId,
+        /// Whose.
+        volume: VolumeIx,
+    },
+    /// Look again at the size of an open backing device; answered by `DiskOpened`.
+    ProbeDisk {
+        /// Names the answer.
+        id: OpId,
+        /// Whose.
+        volume: VolumeIx,
+    },
+    /// Close the backing device. Nothing of this volume's disk is in flight, or it is to be
+    /// abandoned. Not answered.
+    CloseDisk {
+        /// Whose.
+        volume: VolumeIx,
+    },
+    /// Work on the data area; answered by `DiskDone`.
+    Disk {
+        /// Names the answer.
+        id: OpId,
+        /// Whose disk.
+        volume: VolumeIx,
+        /// What.
+        op: DiskOp,
+        /// Where; empty for a flush.
+        range: SectorRange,
+        /// Memory for reads and writes.
+        buf: Option<Buf>,
+    },
+    /// Read pages of metadata; answered by `MetaRead`.
+    MetaRead {
+        /// Names the answer.
+        id: OpId,
+        /// Whose.
+        volume: VolumeIx,
+        /// First sector on the metadata device, a multiple of 8.
+        sector: Sector,
+        /// How many pages.
+        pages: u32,
+    },
+    /// Write a page of metadata; answered by `MetaWritten`.
+    MetaWrite {
+        /// Names the answer.
+        id: OpId,
+        /// Whose.
+        volume: VolumeIx,
+        /// First sector on the metadata device, a multiple of 8.
+        sector: Sector,
+        /// The contents.
+        page: Box<Page>,
+        /// Flush the metadata device's cache before, and make this page durable.
+        durable: bool,
+    },
+    /// Open the listening socket on the local address, or close it. Not answered; the driver logs
+    /// a failure to listen and tries again with the next `Listen(true)`.
+    Listen(bool),
+    /// Try to connect to the peer; answered by `DialDone`.
+    Dial {
+        /// Names the answer.
+        dial: DialId,
+    },
+    /// Send a packet. The payload memory stays untouched until `Sent` or `SockGone`.
+    Send {
+        /// Where.
+        sock: SockId,
+        /// The volume field of the header.
+        volume: VolumeNr,
+        /// The packet.
+        packet: Packet,
+        /// Its bulk data, `packet.payload_len()` bytes.
+        payload: Option<Buf>,
+        /// The header format in force.
+        kind: HeaderKind,
+    },
+    /// Close a socket, giving up what is unsent; answered by `SockGone`.
+    Close {
+        /// Which.
+        sock: SockId,
+    },
+    /// Answer the host.
+    Complete {
+        /// The volume.
+        volume: VolumeIx,
+        /// The slot.
+        tag: HostTag,
+        /// Success, or the error to report.
+        result: Result<(), Errno>,
+    },
+    /// The exposed size of a volume: make its device, or change it. Zero: no size is known.
+    SetSize {
+        /// The volume.
+        volume: VolumeIx,
+        /// The size.
+        sectors: Sector,
+    },
+    /// Answer the operator.
+    Reply {
+        /// The command.
+        id: CommandId,
+        /// The answer.
+        result: Result<Reply, Refusal>,
+    },
+    /// Write a log line.
+    Log {
+        /// How loud.
+        level: Level,
+        /// About what.
+        scope: Scope,
+        /// The words.
+        text: String,
+    },
+    /// Everything is put away: the process may end.
+    Stop,
+}

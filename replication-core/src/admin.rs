@@ -1,1 +1,424 @@
-//! (in preparation)
+//! The operator's commands: one at a time, done or refused, never half (ST-7).
+//!
+//! A command that needs the peer's consent sends a request and waits for the answer; when the
+//! connection is lost meanwhile, the question is put again under the new circumstances (ST-4). A
+//! command waits for conditions, never for time, except where a transient state may pass by
+//! itself.
+
+mod commands;
+
+use std::collections::VecDeque;
+
+use crate::action::{Action, Level, Scope};
+use crate::control::{Command, Refusal, Reply};
+use crate::event::CommandId;
+use crate::resource::Resource;
+use crate::state::{Conn, Disk, Refused, StateChange, soft_change};
+use crate::units::{Span, Time, VolumeNr};
+use crate::wire::Packet;
+
+/// Stands for the operator of a command that this node gives itself: nobody waits for an answer.
+const NOBODY: CommandId = CommandId(u64::MAX);
+/// Commands that may wait behind the one under way.
+const MAX_QUEUED: usize = 16;
+/// How long a command waits for a transient state to pass.
+const TRANSIENT_WAIT: Span = Span::from_secs(5);
+
+/// The commands of a resource.
+#[derive(Debug, Default)]
+pub(crate) struct Admin {
+    job: Option<Job>,
+    queue: VecDeque<(CommandId, Command)>,
+    /// The question that the peer has not answered.
+    asked: Option<Asked>,
+    /// The process is to end after the answer.
+    stopping: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Asked {
+    /// The volume; `None`: the whole connection.
+    at: Option<usize>,
+    answer: Option<i32>,
+}
+
+/// A command under way.
+#[derive(Debug)]
+struct Job {
+    id: CommandId,
+    command: Command,
+    /// Volumes still to be dealt with, by index.
+    todo: VecDeque<usize>,
+    phase: Phase,
+    began: Time,
+    /// First failure of a volume.
+    failure: Option<Refusal>,
+}
+
+/// Where a command stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nothing was done yet for the volume at the front.
+    Start,
+    /// The peer was asked.
+    Asked,
+    /// The change is made; its consequences must become durable, or quiet.
+    Settle,
+    /// The last steps of `down`.
+    Disconnecting,
+    /// The disks are being put away.
+    Detaching,
+}
+
+/// What a step of a command came to.
+enum Outcome {
+    /// It has to wait for something.
+    Wait,
+    /// It made progress; look again.
+    Again,
+    /// It is done.
+    Done(Reply),
+    /// It is refused.
+    Refuse(Refusal),
+}
+
+fn refusal(refused: Refused) -> Refusal {
+    Refusal {
+        code: refused.code(),
+        exit: refused.exit_code(),
+        text: refused.to_string(),
+        advice: refused.advice().to_owned(),
+    }
+}
+
+fn failure(code: i32, text: impl Into<String>, advice: &str) -> Refusal {
+    Refusal { code, exit: 10, text: text.into(), advice: advice.to_owned() }
+}
+
+fn held_open(holder: &str) -> Refusal {
+    Refusal { text: format!("{}: {holder}", Refused::DeviceInUse), ..refusal(Refused::DeviceInUse) }
+}
+
+impl Resource {
+    pub(crate) fn on_command(&mut self, id: CommandId, command: Command) {
+        if command == Command::Status {
+            let status = Reply::Status(Box::new(self.status(self.now)));
+            self.out.push(Action::Reply { id, result: Ok(status) });
+            return;
+        }
+        if is_forced(&command) {
+            // LV-5: it does not wait behind a command that may never end.
+            if let Some(job) = self.admin.job.take() {
+                self.end_job(job.id, Err(failure(0, "aborted by a forced command", "")));
+            }
+            self.admin.queue.push_front((id, command));
+            self.again = true;
+            return;
+        }
+        if self.admin.queue.len() >= MAX_QUEUED {
+            let text = "too many commands are waiting";
+            let refusal = failure(0, text, "wait for the earlier commands to end");
+            self.out.push(Action::Reply { id, result: Err(refusal) });
+            return;
+        }
+        self.admin.queue.push_back((id, command));
+        self.again = true;
+    }
+
+    /// The peer's disk has outgrown ours: maybe ours has grown, too, and nobody looked (BM-8).
+    pub(crate) fn look_at_own_size(&mut self, at: usize, clean: bool) {
+        let resize = Command::Resize {
+            volume: Some(self.number_of(at)),
+            size: None,
+            assume_clean: clean,
+            assume_peer_has_space: false,
+        };
+        if self.admin.queue.len() < MAX_QUEUED {
+            self.admin.queue.push_back((NOBODY, resize));
+            self.again = true;
+        }
+    }
+
+    /// Goes on with the command under way, and with the next one.
+    pub(crate) fn run_admin(&mut self) {
+        loop {
+            let mut job = match self.admin.job.take() {
+                Some(job) => job,
+                None => match self.next_job() {
+                    Some(job) => job,
+                    None => return,
+                },
+            };
+            match self.step_job(&mut job) {
+                Outcome::Wait => {
+                    self.admin.job = Some(job);
+                    return;
+                }
+                Outcome::Again => self.admin.job = Some(job),
+                Outcome::Done(reply) => self.end_job(job.id, Ok(reply)),
+                Outcome::Refuse(refusal) => {
+                    let text = format!("State change failed: {} ({})", refusal.text, refusal.code);
+                    self.log(Level::Warn, Scope::Resource, text);
+                    self.end_job(job.id, Err(refusal));
+                }
+            }
+            self.again = true;
+        }
+    }
+
+    fn end_job(&mut self, id: CommandId, result: Result<Reply, Refusal>) {
+        self.admin.asked = None;
+        if id != NOBODY {
+            self.out.push(Action::Reply { id, result });
+        }
+        if self.admin.stopping {
+            self.out.push(Action::Stop);
+        }
+    }
+
+    fn next_job(&mut self) -> Option<Job> {
+        let (id, command) = self.admin.queue.pop_front()?;
+        let wanted = match &command {
+            Command::Attach(nr)
+            | Command::Invalidate(nr)
+            | Command::InvalidateRemote(nr)
+            | Command::Detach { volume: nr, .. }
+            | Command::Resize { volume: nr, .. }
+            | Command::NewCurrentUuid { volume: nr, .. } => *nr,
+            Command::Status
+            | Command::Up
+            | Command::Down { .. }
+            | Command::Connect { .. }
+            | Command::Disconnect { .. }
+            | Command::Primary { .. }
+            | Command::Secondary { .. }
+            | Command::Outdate
+            | Command::PauseSync(_)
+            | Command::Adjust(_) => None,
+        };
+        let todo: VecDeque<usize> = match wanted {
+            Some(nr) => self.find_volume(nr).into_iter().collect(),
+            None => (0..self.volumes.len()).collect(),
+        };
+        let failure = wanted.filter(|_| todo.is_empty()).map(unknown_volume);
+        let began = self.now;
+        Some(Job { id, command, todo, phase: Phase::Start, began, failure })
+    }
+
+    fn step_job(&mut self, job: &mut Job) -> Outcome {
+        if job.phase == Phase::Start
+            && let Some(refusal) = job.failure.take()
+        {
+            return Outcome::Refuse(refusal);
+        }
+        match job.command.clone() {
+            Command::Status => unreachable!("answered at once"),
+            Command::Up => self.step_up(job),
+            Command::Attach(_) => self.step_attach(job),
+            Command::Detach { force, .. } => self.step_detach(job, force),
+            Command::Connect { discard_my_data } => self.step_connect(discard_my_data),
+            Command::Disconnect { force } => self.step_disconnect(job, force),
+            Command::Primary { force } => self.step_primary(job, force),
+            Command::Secondary { holder } => self.step_secondary(job, holder.as_deref()),
+            Command::Invalidate(_) => self.step_sync(job, Conn::StartingSyncT),
+            Command::InvalidateRemote(_) => self.step_sync(job, Conn::StartingSyncS),
+            Command::Resize { size, assume_clean, assume_peer_has_space, .. } => {
+                self.step_resize(job, size, assume_clean, assume_peer_has_space)
+            }
+            Command::Outdate => self.step_outdate(job),
+            Command::PauseSync(pause) => self.step_pause(pause),
+            Command::NewCurrentUuid { clear_bitmap, .. } => self.step_new_uuid(job, clear_bitmap),
+            Command::Adjust(config) => self.step_adjust(&config.resource),
+            Command::Down { holder, force } => self.step_down(job, holder.as_deref(), force),
+        }
+    }
+
+    pub(crate) fn admin_detached(&mut self, _at: usize) {
+        self.again = true;
+    }
+
+    /// Checks a change here, then asks the peer if it is there, else carries it out.
+    fn ask_or_apply(
+        &mut self,
+        job: &mut Job,
+        at: usize,
+        change: &StateChange,
+        apply: impl FnOnce(&mut Self),
+    ) -> Outcome {
+        let old = self.volumes[at].state;
+        if let Err(refused) = soft_change(&old, change, &self.rules(at)) {
+            return self.refuse_or_wait(job, refused);
+        }
+        if old.conn >= Conn::Connected {
+            let (mask, value) = change.mask_value();
+            self.ask(Some(at), Packet::StateChgReq { mask, value });
+            job.phase = Phase::Asked;
+            return Outcome::Wait;
+        }
+        apply(self);
+        job.phase = Phase::Settle;
+        Outcome::Again
+    }
+
+    /// Takes the peer's answer to a change.
+    fn take_answer(
+        &mut self,
+        job: &mut Job,
+        at: usize,
+        change: &StateChange,
+        apply: impl FnOnce(&mut Self),
+    ) -> Outcome {
+        if self.admin.asked.is_none() {
+            // The connection was lost: the question is another one now.
+            job.phase = Phase::Start;
+            return Outcome::Again;
+        }
+        match self.peers_answer() {
+            None => Outcome::Wait,
+            Some(code) if code >= 1 => {
+                self.admin.asked = None;
+                let old = self.volumes[at].state;
+                if let Err(refused) = soft_change(&old, change, &self.rules(at)) {
+                    return Outcome::Refuse(refusal(refused));
+                }
+                apply(self);
+                job.phase = Phase::Settle;
+                Outcome::Again
+            }
+            Some(code) => {
+                self.admin.asked = None;
+                let refused = Refused::from_code(code).unwrap_or(Refused::ByPeer);
+                let mut refusal = refusal(Refused::ByPeer);
+                refusal.text = format!("{}: {refused} ({code})", refusal.text);
+                if refused == Refused::TwoPrimaries {
+                    refusal.advice = refused.advice().to_owned();
+                }
+                Outcome::Refuse(refusal)
+            }
+        }
+    }
+
+    fn refuse_or_wait(&mut self, job: &mut Job, refused: Refused) -> Outcome {
+        let limit = if refused == Refused::TransientState {
+            TRANSIENT_WAIT
+        } else if refused == Refused::TwoPrimaries {
+            // Word of the peer's demotion may be on its way.
+            self.config.net.ping_timeout
+        } else {
+            Span::ZERO
+        };
+        if self.now < job.began + limit {
+            return Outcome::Wait;
+        }
+        Outcome::Refuse(refusal(refused))
+    }
+
+    /// When a command that waits for a transient state gives up.
+    pub(crate) fn admin_deadline(&self) -> Option<Time> {
+        let job = self.admin.job.as_ref()?;
+        let is_bounded = job.phase == Phase::Start || is_forced(&job.command);
+        if !is_bounded {
+            return None;
+        }
+        let limits = [self.config.net.ping_timeout, TRANSIENT_WAIT];
+        limits.map(|limit| job.began + limit).into_iter().filter(|until| *until > self.now).min()
+    }
+
+    fn ask(&mut self, at: Option<usize>, packet: Packet) {
+        self.admin.asked = Some(Asked { at, answer: None });
+        let nr = at.map_or(VolumeNr(0), |at| self.number_of(at));
+        self.send_data(nr, packet, None, None);
+    }
+
+    fn peers_answer(&self) -> Option<i32> {
+        self.admin.asked.and_then(|asked| asked.answer)
+    }
+
+    /// The peer's answer to a question.
+    pub(crate) fn on_change_reply(&mut self, at: Option<usize>, code: i32) {
+        self.again = true;
+        if let Some(asked) = self.admin.asked.as_mut().filter(|asked| asked.at == at) {
+            asked.answer = Some(code);
+        } else {
+            self.ignored.stale_packets += 1;
+        }
+    }
+
+    pub(crate) fn admin_connection_lost(&mut self) {
+        self.admin.asked = None;
+        self.again = true;
+    }
+
+    /// The peer asks for a change of one volume.
+    pub(crate) fn on_volume_change(&mut self, at: usize, theirs: &StateChange) {
+        let change = theirs.mirrored();
+        if change.conn == Some(Conn::TearDown) {
+            self.on_connection_change(theirs);
+            return;
+        }
+        let is_busy = self.admin.asked.is_some_and(|asked| asked.answer.is_none());
+        let old = self.volumes[at].state;
+        let possible = matches!(
+            change.conn,
+            None | Some(Conn::StartingSyncS | Conn::StartingSyncT | Conn::Connected)
+        );
+        let result = if is_busy && self.link.is_resolver {
+            Err(Refused::Concurrent)
+        } else if !possible {
+            Err(Refused::NotSupported)
+        } else {
+            soft_change(&old, &change, &self.rules(at))
+        };
+        let code = match &result {
+            Ok(new) if *new == old => 2,
+            Ok(_) => 1,
+            Err(refused) => refused.code(),
+        };
+        let nr = self.number_of(at);
+        self.send_meta(nr, Packet::StateChgReply(code));
+        if let Ok(new) = result {
+            self.set_state(at, new, "peer's request");
+        }
+    }
+
+    /// The peer wants to end the connection.
+    pub(crate) fn on_connection_change(&mut self, theirs: &StateChange) {
+        let is_busy = self.admin.asked.is_some_and(|asked| asked.answer.is_none());
+        if is_busy && self.link.is_resolver {
+            let code = Refused::Concurrent.code();
+            self.send_meta(VolumeNr(0), Packet::ConnStChgReply(code));
+            return;
+        }
+        if theirs.conn != Some(Conn::Disconnecting) {
+            let code = Refused::ByPeer.code();
+            self.send_meta(VolumeNr(0), Packet::ConnStChgReply(code));
+            return;
+        }
+        self.send_meta(VolumeNr(0), Packet::ConnStChgReply(1));
+        for at in 0..self.volumes.len() {
+            let mut state = self.volumes[at].state;
+            if theirs.disk == Some(Disk::Outdated) && state.pdsk > Disk::Outdated {
+                state.pdsk = Disk::Outdated;
+                self.set_state(at, state, "peer outdates itself");
+            }
+            if theirs.pdsk == Some(Disk::Outdated) && state.disk > Disk::Outdated {
+                state.disk = Disk::Outdated;
+                self.set_state(at, state, "outdated by the peer");
+            }
+        }
+        self.part_from_peer();
+    }
+}
+
+fn is_forced(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Down { force: true, .. }
+            | Command::Disconnect { force: true }
+            | Command::Detach { force: true, .. }
+    )
+}
+
+fn unknown_volume(nr: VolumeNr) -> Refusal {
+    failure(127, format!("volume {nr} is not configured"), "see: drbdctl dump")
+}

@@ -1,0 +1,286 @@
+//! The exchange of bitmaps before a resync.
+//!
+//! The source sends first; the target adds what it receives to its own map, makes the result
+//! durable, and sends it back; the source adds that. From then on both maps are equal (BM-6,
+//! BM-9). While a map is being sent, host writes of the volume wait, so no block is marked after
+//! its place in the map was sent; between the end of the transfer and the start of the resync,
+//! newly marked blocks are announced one by one (BM-4).
+//!
+//! Source: protocol notes, sections 12.2 to 12.5.
+
+use crate::action::{Level, Scope};
+use crate::connect::Then;
+use crate::peer_request::Wrong;
+use crate::resource::Resource;
+use crate::resync::target::Resync;
+use crate::state::{Conn, Disk, State};
+use crate::units::SectorRange;
+use crate::volume::{After, MetaTask, Stage};
+use crate::wire::{BitmapReceiver, BitmapSender, Packet, Progress, SizesFlags};
+
+/// Bitmap packets given to the driver at a time.
+const PACKETS_IN_FLIGHT: u64 = 64;
+/// Run-length coding exists from this protocol version on.
+const RLE_SINCE: u32 = 90;
+
+impl Resource {
+    /// This node's map is to be sent: at once as source, after the merge as target.
+    pub(crate) fn begin_bitmap_out(&mut self, at: usize) {
+        self.volumes[at].bitmap_out = true;
+        if self.volumes[at].state.conn == Conn::WFBitMapS {
+            // Ready for the target's answer, which may come at any time after ours.
+            self.volumes[at].bitmap_in = Some(self.new_receiver(at));
+        }
+        self.again = true;
+    }
+
+    /// This node's map will be sent when the source's has come.
+    pub(crate) fn begin_bitmap_in(&mut self, at: usize) {
+        self.volumes[at].bitmap_in = Some(self.new_receiver(at));
+    }
+
+    fn new_receiver(&self, at: usize) -> BitmapReceiver {
+        let bits = self.volumes[at].disk.as_ref().map_or(0, |disk| disk.bitmap.bits());
+        BitmapReceiver::for_kind(bits, self.link.agreed().header_kind())
+    }
+
+    /// Sends more of the maps that are to be sent, one volume after the other.
+    pub(crate) fn run_bitmap_out(&mut self) {
+        if !self.link.is_established() {
+            return;
+        }
+        let at = match self.link.bitmap_volume {
+            Some(at) => at,
+            None => match self.volumes.iter().position(|volume| volume.bitmap_out) {
+                Some(at) => self.open_transfer(at),
+                None => return,
+            },
+        };
+        let use_rle = self.config.net.use_rle && self.link.agreed().version >= RLE_SINCE;
+        let kind = self.link.agreed().header_kind();
+        let nr = self.number_of(at);
+        while self.link.unsent() < PACKETS_IN_FLIGHT {
+            let Some(disk) = self.volumes[at].disk.as_ref() else {
+                // The disk failed in the middle: the transfer cannot be completed.
+                let text = "the disk is gone in the middle of a bitmap transfer";
+                self.lose_link(Conn::ProtocolError, Then::Reconnect, text);
+                return;
+            };
+            let sender = self.bitmap_sender.as_mut().expect("a transfer is open");
+            match sender.next_packet(disk.bitmap.words(), use_rle, kind) {
+                Some(packet) => self.send_bitmap(nr, packet),
+                None => {
+                    self.volumes[at].bitmap_out = false;
+                    self.bitmap_sender = None;
+                    self.end_bitmap();
+                    self.bitmap_sent(at);
+                    self.again = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn open_transfer(&mut self, at: usize) -> usize {
+        let bits = self.volumes[at].disk.as_ref().map_or(0, |disk| disk.bitmap.bits());
+        self.bitmap_sender = Some(BitmapSender::new(bits));
+        self.link.bitmap_volume = Some(at);
+        at
+    }
+
+    fn bitmap_sent(&mut self, at: usize) {
+        if self.volumes[at].state.conn == Conn::WFBitMapT {
+            let state = State { conn: Conn::WFSyncUUID, ..self.volumes[at].state };
+            self.set_state(at, state, "bitmap sent");
+        }
+    }
+
+    pub(crate) fn on_bitmap_packet(&mut self, at: usize, packet: &Packet) -> Result<(), Wrong> {
+        let volume = &mut self.volumes[at];
+        let is_awaited = matches!(volume.state.conn, Conn::WFBitMapS | Conn::WFBitMapT);
+        let (Some(receiver), Some(disk), true) =
+            (volume.bitmap_in.as_mut(), volume.disk.as_mut(), is_awaited)
+        else {
+            let ix = volume.ix;
+            let conn = volume.state.conn;
+            let text = format!("unexpected bitmap in state {conn}, ignored");
+            self.log(Level::Warn, Scope::PeerDevice(ix), text);
+            return Ok(());
+        };
+        let bitmap = &mut disk.bitmap;
+        let progress = receiver
+            .receive(packet, |run| {
+                bitmap.set(run);
+            })
+            .map_err(|e| e.to_string())?;
+        if progress == Progress::Done {
+            volume.bitmap_in = None;
+            match volume.state.conn {
+                Conn::WFBitMapT => {
+                    self.push_meta(at, MetaTask::Bitmap);
+                    self.push_meta(at, MetaTask::Superblock);
+                    self.push_meta(at, MetaTask::Then(After::SendBitmap));
+                }
+                Conn::WFBitMapS => self.prepare_source(at),
+                _ => unreachable!("only these two states await a bitmap"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Both maps are equal: the sync identifier is made durable, then told.
+    pub(crate) fn prepare_source(&mut self, at: usize) {
+        let random = self.random();
+        let volume = &mut self.volumes[at];
+        let disk = volume.disk.as_mut().expect("a source has a disk");
+        let sync = disk.uuids.sync_uuid(random);
+        disk.uuids.sync_start_source(sync);
+        self.push_meta(at, MetaTask::Bitmap);
+        self.push_meta(at, MetaTask::Superblock);
+        self.push_meta(at, MetaTask::Then(After::BeginSource));
+    }
+
+    /// The sync identifier is durable: the resync begins.
+    pub(crate) fn begin_source(&mut self, at: usize) {
+        let state = self.volumes[at].state;
+        let is_expected =
+            matches!(state.conn, Conn::WFBitMapS | Conn::StartingSyncS | Conn::Connected);
+        if !is_expected || !self.link.is_established() {
+            return;
+        }
+        let Some(disk) = self.volumes[at].disk.as_ref() else { return };
+        let (bits, uuid) = (disk.bitmap.count(), disk.uuids.bitmap.0);
+        self.volumes[at].resync = Some(Resync::new(self.now, bits, None));
+        let nr = self.number_of(at);
+        // Before anything that the new state lets through (GI-7).
+        self.send_data(nr, Packet::SyncUuid(uuid), None, None);
+        let ix = self.volumes[at].ix;
+        let text =
+            format!("Began resync as SyncSource (will sync {} KB [{bits} bits set]).", bits * 4);
+        let state = State { conn: Conn::SyncSource, pdsk: Disk::Inconsistent, ..state };
+        self.set_state(at, state, "resync");
+        self.log(Level::Info, Scope::PeerDevice(ix), text);
+    }
+
+    /// The source's start of the resync.
+    pub(crate) fn on_sync_uuid(&mut self, at: usize, uuid: u64) -> Result<(), Wrong> {
+        let volume = &mut self.volumes[at];
+        let state = volume.state;
+        if volume.disk.is_none() {
+            return Err(String::from("for a volume without a disk"));
+        }
+        match state.conn {
+            Conn::WFSyncUUID | Conn::Behind => self.start_target(at, uuid),
+            Conn::StartingSyncT | Conn::WFBitMapT => volume.early_sync_uuid = Some(uuid),
+            Conn::Connected if volume.resync_after_grow => {
+                volume.early_sync_uuid = Some(uuid);
+                self.start_grow_sync(at);
+            }
+            other => return Err(format!("in state {other}")),
+        }
+        Ok(())
+    }
+
+    fn start_target(&mut self, at: usize, uuid: u64) {
+        let volume = &mut self.volumes[at];
+        let state = volume.state;
+        let Some(disk) = volume.disk.as_mut() else { return };
+        let is_primary = state.role == crate::state::Role::Primary;
+        disk.uuids.sync_start_target(crate::gi::Uuid(uuid), is_primary);
+        disk.failed_blocks = 0;
+        let bits = disk.bitmap.count();
+        let rate = volume.config.disk.rate;
+        volume.resync = Some(Resync::new(self.now, bits, Some(&rate)));
+        let ix = volume.ix;
+        let state = State { conn: Conn::SyncTarget, disk: Disk::Inconsistent, ..state };
+        self.set_state(at, state, "resync");
+        let text =
+            format!("Began resync as SyncTarget (will sync {} KB [{bits} bits set]).", bits * 4);
+        self.log(Level::Info, Scope::PeerDevice(ix), text);
+        // No block is overwritten before the disk says that it is Inconsistent.
+        self.save_superblock_gated(at);
+        self.push_meta(at, MetaTask::Then(After::BeginTarget));
+    }
+
+    /// The operator wants everything synced: all bits are set and made durable on both nodes.
+    pub(crate) fn begin_full_sync(&mut self, at: usize) {
+        let volume = &mut self.volumes[at];
+        let Some(disk) = volume.disk.as_mut() else { return };
+        disk.bitmap.set_all();
+        disk.failed_blocks = 0;
+        disk.full_sync = true;
+        self.push_meta(at, MetaTask::Superblock);
+        self.push_meta(at, MetaTask::Bitmap);
+        self.push_meta(at, MetaTask::Then(After::FullSyncSet));
+    }
+
+    pub(crate) fn full_sync_set(&mut self, at: usize) {
+        let state = self.volumes[at].state;
+        if let Some(disk) = self.volumes[at].disk.as_mut() {
+            disk.full_sync = false;
+        }
+        self.push_meta(at, MetaTask::Superblock);
+        match state.conn {
+            Conn::StartingSyncT => {
+                let state = State { conn: Conn::WFSyncUUID, ..state };
+                self.set_state(at, state, "full sync");
+                self.take_early_sync_uuid(at);
+            }
+            Conn::StartingSyncS => self.prepare_source(at),
+            _ => {}
+        }
+    }
+
+    /// The source may have started before this node was ready.
+    fn take_early_sync_uuid(&mut self, at: usize) {
+        if let Some(uuid) = self.volumes[at].early_sync_uuid.take() {
+            self.start_target(at, uuid);
+        }
+    }
+
+    /// A device that grew while the nodes were apart, or is growing: the new part is synced.
+    pub(crate) fn start_grow_sync(&mut self, at: usize) {
+        let volume = &self.volumes[at];
+        let state = volume.state;
+        let is_ready = volume.resync_after_grow
+            && state.conn == Conn::Connected
+            && state.disk == Disk::UpToDate
+            && state.pdsk == Disk::UpToDate
+            && volume.disk.as_ref().is_some_and(|disk| disk.stage == Stage::Attached);
+        if !is_ready {
+            return;
+        }
+        self.volumes[at].resync_after_grow = false;
+        let is_source = match (state.role, state.peer) {
+            (own, peer) if own == peer => self.link.is_resolver,
+            (own, _) => own == crate::state::Role::Primary,
+        };
+        if is_source {
+            self.prepare_source(at);
+        } else {
+            let state = State { conn: Conn::WFSyncUUID, ..state };
+            self.set_state(at, state, "device grew");
+            self.take_early_sync_uuid(at);
+        }
+    }
+
+    /// Blocks whose resync failed stay marked (RS-5).
+    pub(crate) fn resync_failed(&mut self, at: usize, range: SectorRange) {
+        let volume = &mut self.volumes[at];
+        volume.set_out_of_sync(range);
+        if let Some(disk) = volume.disk.as_mut() {
+            disk.failed_blocks += range.blocks_outward().len();
+        }
+        let ix = volume.ix;
+        let text = format!("resync of {range} failed, the blocks stay marked");
+        self.log(Level::Error, Scope::PeerDevice(ix), text);
+        self.again = true;
+    }
+
+    /// Answers a changed size.
+    pub(crate) fn announce_size(&mut self, at: usize, clean: bool) {
+        let flags = if clean { SizesFlags::NO_RESYNC } else { SizesFlags::NONE };
+        self.send_uuids(at, false);
+        self.send_sizes(at, true, flags);
+    }
+}
