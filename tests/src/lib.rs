@@ -1,1 +1,9 @@
-//! placeholder
+//! The simulator: two nodes of the production core in one thread, with virtual time and one seed.
+//!
+//! [`sim`] is the machinery (disks, network, hosts, the ledger of what was written, checkers),
+//! [`random`] the seeded runs of faults and healing. Scenarios in `tests/` use the same machinery
+//! with a script. Everything that happens is a function of the seed.
+#![forbid(unsafe_code)]
+
+pub mod random;
+pub mod sim;

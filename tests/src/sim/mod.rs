@@ -1,0 +1,37 @@
+//! Two nodes, their disks, the network between them, their hosts, and one queue of events.
+//!
+//! | room | question it answers |
+//! |---|---|
+//! | [`rng`] | what does chance say? |
+//! | [`disk`] | what is left on this disk after a crash? |
+//! | [`net`] | which bytes arrive, and when? |
+//! | [`node`] | what does a driver do with the core's actions? |
+//! | `sockets` | which packet is read next? |
+//! | [`ledger`] | which contents may this sector have? |
+//! | [`host`] | what does the host ask for, and was it answered rightly? |
+//! | [`setup`] | with which options do the nodes run? |
+//! | [`world`] | what happens next? |
+//! | [`check`] | is what must always hold still true? |
+//! | [`trace`] | what happened, in words? |
+
+pub mod check;
+pub mod control;
+pub mod disk;
+pub mod host;
+pub mod ledger;
+pub mod net;
+pub mod node;
+pub mod rng;
+pub mod setup;
+mod sockets;
+pub mod trace;
+pub mod world;
+
+pub use host::Load;
+pub use setup::Setup;
+pub use world::World;
+
+/// One node.
+pub const A: usize = 0;
+/// The other node.
+pub const B: usize = 1;
