@@ -1,0 +1,202 @@
+//! Who uses a device or a file: for the texts of refusals, and to know whether a device is open.
+//!
+//! The kernel tells nobody when a ublk device is opened, so this looks where traces are: open
+//! descriptors of all processes, mounts of all mount namespaces, swap, and block devices stacked on
+//! top. It reads `/proc` and `/sys` and may take a while; never call it on the ring thread.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+
+/// A client of the NBD server that uses a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The server's number for it.
+    pub client: u64,
+    /// Index of the volume.
+    pub volume: usize,
+    /// In words.
+    pub who: String,
+}
+
+/// What the frontends know about use of the volumes; shared with the control threads.
+#[derive(Debug, Default)]
+pub struct Users {
+    clients: Mutex<Vec<User>>,
+    devices: Mutex<Vec<(usize, PathBuf)>>,
+}
+
+impl Users {
+    /// A client has begun to use a volume.
+    pub fn add(&self, user: User) {
+        self.clients.lock().push(user);
+    }
+
+    /// A client is gone.
+    pub fn remove(&self, client: u64) {
+        self.clients.lock().retain(|user| user.client != client);
+    }
+
+    /// A volume has a block device, or has none any more.
+    pub fn set_device(&self, volume: usize, path: Option<PathBuf>) {
+        let mut devices = self.devices.lock();
+        devices.retain(|(other, _)| *other != volume);
+        devices.extend(path.map(|path| (volume, path)));
+    }
+
+    /// Who uses a volume, in words; `None`: nobody.
+    #[must_use]
+    pub fn of_volume(&self, volume: usize) -> Option<String> {
+        let clients = self.clients.lock();
+        if let Some(user) = clients.iter().find(|user| user.volume == volume) {
+            return Some(format!("used by NBD {}", user.who));
+        }
+        drop(clients);
+        let device = self.devices.lock().iter().find(|(other, _)| *other == volume).cloned();
+        device.and_then(|(_, path)| of_block_path(&path))
+    }
+
+    /// Who uses any of `volumes` volumes.
+    #[must_use]
+    pub fn of_any(&self, volumes: usize) -> Option<String> {
+        (0..volumes).find_map(|volume| self.of_volume(volume))
+    }
+}
+
+/// Who uses a block device, in words.
+#[must_use]
+pub fn of_block_path(path: &Path) -> Option<String> {
+    let device = fs::metadata(path).ok().filter(|data| data.file_type().is_block_device())?;
+    let number = device.rdev();
+    let name = format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
+    mounted_on(&name)
+        .map(|place| format!("mounted on {place}"))
+        .or_else(|| stacked_on(&name).map(|above| format!("claimed by {above}")))
+        .or_else(|| is_swap(path).then(|| "used as swap".to_owned()))
+        .or_else(|| opened_by(|link| is_device(link, number)).map(|who| format!("open by {who}")))
+}
+
+/// Which other process has a file open.
+#[must_use]
+pub fn of_path(path: &Path) -> Option<String> {
+    let path = fs::canonicalize(path).ok()?;
+    opened_by(|link| fs::read_link(link).is_ok_and(|target| target == path))
+}
+
+/// The loop device that is backed by a file.
+#[must_use]
+pub fn loop_device_of(path: &Path) -> Option<String> {
+    let path = fs::canonicalize(path).ok()?;
+    let devices = fs::read_dir("/sys/block").ok()?;
+    devices.flatten().find_map(|device| {
+        let name = device.file_name().into_string().ok()?;
+        let backing = fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
+        (Path::new(backing.trim_end()) == path).then_some(name)
+    })
+}
+
+/// `pid 123 (name)`.
+#[must_use]
+pub fn process_name(pid: u32) -> String {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+    let name = name.as_deref().map_or("?", str::trim_end);
+    format!("pid {pid} ({})", name.escape_default())
+}
+
+fn pids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The first mount point of a device in any mount namespace.
+fn mounted_on(name: &str) -> Option<String> {
+    let mut seen = BTreeSet::new();
+    for pid in pids() {
+        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/mnt")) else { continue };
+        if !seen.insert(namespace) {
+            continue;
+        }
+        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/mountinfo")) else { continue };
+        if let Some(place) = mount_point(&text, name) {
+            return Some(place.to_owned());
+        }
+    }
+    None
+}
+
+/// The mount point of device `name` (major:minor) in a `mountinfo` text.
+fn mount_point<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(2);
+        (fields.next()? == name).then_some(())?;
+        fields.nth(1)
+    })
+}
+
+/// The block device that was stacked on this one.
+fn stacked_on(name: &str) -> Option<String> {
+    let holders = fs::read_dir(format!("/sys/dev/block/{name}/holders")).ok()?;
+    holders.flatten().find_map(|entry| entry.file_name().into_string().ok())
+}
+
+fn is_swap(path: &Path) -> bool {
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    swaps.lines().any(|line| line.split_whitespace().next().is_some_and(|p| Path::new(p) == path))
+}
+
+fn is_device(link: &Path, number: u64) -> bool {
+    // Only names below /dev are looked up, because a lookup may hang elsewhere.
+    fs::read_link(link).is_ok_and(|target| target.starts_with("/dev"))
+        && fs::metadata(link)
+            .is_ok_and(|data| data.file_type().is_block_device() && data.rdev() == number)
+}
+
+/// The first other process with a descriptor for which `matches` holds.
+fn opened_by(matches: impl Fn(&Path) -> bool) -> Option<String> {
+    let own = std::process::id();
+    pids().filter(|pid| *pid != own).find_map(|pid| {
+        let mut links = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+        links.any(|link| matches(&link.path())).then(|| process_name(pid))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_found_by_device_number() {
+        let text = "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+                    30 22 259:3 / /srv/data rw - xfs /dev/ublkb0 rw\n";
+        assert_eq!(mount_point(text, "259:3"), Some("/srv/data"));
+        assert_eq!(mount_point(text, "259:4"), None);
+        assert_eq!(mount_point("", "8:1"), None);
+    }
+
+    #[test]
+    fn another_process_with_the_file_open_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(of_path(file.path()), None);
+        let held = fs::File::open(file.path()).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").stdin(held).spawn().unwrap();
+        let holder = of_path(file.path());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let holder = holder.unwrap();
+        assert!(holder.starts_with(&format!("pid {} (", child.id())), "{holder}");
+    }
+
+    #[test]
+    fn users_of_a_volume_are_named() {
+        let users = Users::default();
+        users.add(User { client: 3, volume: 1, who: "client at 127.0.0.1:9".to_owned() });
+        assert_eq!(users.of_volume(0), None);
+        let text = "used by NBD client at 127.0.0.1:9";
+        assert_eq!(users.of_any(2).as_deref(), Some(text));
+        users.remove(3);
+        assert_eq!(users.of_any(2), None);
+    }
+}
