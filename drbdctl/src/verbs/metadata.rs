@@ -1,0 +1,154 @@
+//! `create-md`, `wipe-md`, `dump-md`: on disks that no engine uses.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{Session, mute_engine};
+use crate::client::{Contact, contact};
+use crate::engine::{self, Lock};
+use crate::exit::{self, Failure};
+use crate::md::create::Target;
+use crate::md::device::Access;
+use crate::object::Named;
+
+impl Session<'_> {
+    /// Creates metadata on each volume of an object.
+    pub(super) fn create_md(&mut self, on: &Named, force: bool) -> Result<(), Failure> {
+        for (resource, volume) in self.volumes(on)? {
+            self.check_unused(&resource, volume.nr)?;
+            let access = if self.context.dry_run { Access::Read } else { Access::Write };
+            let target = Target::open(&resource, &volume, access)?;
+            let plan = target.plan(force)?;
+            for note in &plan.notes {
+                writeln!(self.err, "{note}")?;
+            }
+            if self.context.dry_run {
+                writeln!(self.out, "{resource}/{}: would create metadata", volume.nr)?;
+                continue;
+            }
+            let out = &mut *self.out;
+            target.create(&plan, |line| Ok(writeln!(out, "{line}")?))?;
+        }
+        Ok(())
+    }
+
+    /// Erases the metadata of each volume of an object.
+    pub(super) fn wipe_md(&mut self, on: &Named, force: bool) -> Result<(), Failure> {
+        for (resource, volume) in self.volumes(on)? {
+            self.check_unused(&resource, volume.nr)?;
+            if self.context.dry_run {
+                writeln!(self.out, "{resource}/{}: would wipe the metadata", volume.nr)?;
+                continue;
+            }
+            let target = Target::open(&resource, &volume, Access::Write)?;
+            if target.wipe(force)? {
+                writeln!(self.out, "Wiping meta data...")?;
+                writeln!(self.out, "DRBD meta data block successfully wiped out.")?;
+            } else {
+                let nr = volume.nr;
+                writeln!(self.err, "{resource}/{nr}: there is no meta data to wipe out")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Prints the metadata of each volume of an object.
+    pub(super) fn dump_md(&mut self, on: &Named, force: bool) -> Result<(), Failure> {
+        for (resource, volume) in self.volumes(on)? {
+            self.check_unused(&resource, volume.nr)?;
+            let target = Target::open(&resource, &volume, Access::Read)?;
+            let header = [
+                "# DRBD meta data dump".to_owned(),
+                format!("# {}", date_line(SystemTime::now())),
+                format!("# {}> drbdctl dump-md {resource}/{}", self.context.node, volume.nr),
+                "#".to_owned(),
+                String::new(),
+            ];
+            write!(self.out, "{}", target.dump(&header, force)?)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses metadata that an engine works with. The disk of a running resource may be replaced
+    /// while it is detached.
+    fn check_unused(&self, resource: &str, volume: u16) -> Result<(), Failure> {
+        let paths = self.context.paths(resource)?;
+        match contact(resource, &paths.socket)? {
+            Contact::Engine(client) => {
+                let status = client.status()?;
+                let running = status.volumes.iter().find(|running| running.nr == volume);
+                if running.is_some_and(|running| running.disk == "Diskless") {
+                    return Ok(());
+                }
+                let text = format!(
+                    "{resource}/{volume}: the disk is in use by the running resource\n  \
+                     what to do: drbdctl down {resource} (or detach {resource}/{volume})"
+                );
+                Err(Failure::new(exit::SYSTEM, text))
+            }
+            Contact::Absent | Contact::Stale => match engine::lock_state(&paths)? {
+                Lock::Free => Ok(()),
+                Lock::Held(pid) => Err(mute_engine(resource, pid)),
+            },
+        }
+    }
+}
+
+/// `YYYY-MM-DD hh:mm:ss +0000 [seconds]`.
+fn date_line(now: SystemTime) -> String {
+    // A clock before 1970 is as good as none.
+    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let (hour, minute, second) = (rest / 3600, rest % 3600 / 60, rest % 60);
+    let (year, month, day) = date(days);
+    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} +0000 [{seconds}]")
+}
+
+/// The date of a day counted from 1970-01-01, by whole years and months.
+fn date(mut days: u64) -> (u64, u64, u64) {
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
+    // 400 years have 146097 days, wherever they start.
+    let mut year = 1970 + days / 146_097 * 400;
+    days %= 146_097;
+    loop {
+        let len = if is_leap(year) { 366 } else { 365 };
+        if days < len {
+            break;
+        }
+        days -= len;
+        year += 1;
+    }
+    let february = if is_leap(year) { 29 } else { 28 };
+    let mut month = 1;
+    for len in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if days < len {
+            break;
+        }
+        days -= len;
+        month += 1;
+    }
+    (year, month, days + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// Dates around leap days and the ends of years.
+    #[test]
+    fn dates() {
+        let table = [
+            (0, "1970-01-01 00:00:00 +0000 [0]"),
+            (951_782_400, "2000-02-29 00:00:00 +0000 [951782400]"),
+            (1_735_689_599, "2024-12-31 23:59:59 +0000 [1735689599]"),
+            (1_795_214_332, "2026-11-20 22:38:52 +0000 [1795214332]"),
+            (4_107_542_400, "2100-03-01 00:00:00 +0000 [4107542400]"),
+            (13_574_649_600, "2400-03-01 00:00:00 +0000 [13574649600]"),
+        ];
+        for (seconds, line) in table {
+            assert_eq!(date_line(UNIX_EPOCH + Duration::from_secs(seconds)), line);
+        }
+    }
+}

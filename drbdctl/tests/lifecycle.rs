@@ -1,0 +1,168 @@
+//! `up`, `down` and `adjust` with real processes: this test program plays the engine.
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
+
+mod common;
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+
+use common::{Bed, receive, refusal, state, status_reply};
+use nix::fcntl::{Flock, FlockArg};
+use replication_core::config::EngineConfig;
+use replication_core::control::{Command, Reply, encode_frame};
+use replication_core::units::Span;
+
+/// The engine's part; run by the tests below through a script.
+#[test]
+#[ignore = "plays an engine for the other tests"]
+fn plays_an_engine() {
+    let mode = std::env::var("FAKE_MODE").expect("started by a script of these tests");
+    let config = std::fs::read(std::env::var("FAKE_CONFIG").unwrap()).unwrap();
+    let config: EngineConfig = serde_json::from_slice(&config).unwrap();
+    assert_eq!(std::env::var("FAKE_WORDS").unwrap(), "run --config");
+    let file = |suffix: &str| format!("{}/{}.{suffix}", config.run_dir, config.resource.name);
+    let lock = File::create(file("lock")).unwrap();
+    let mut lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
+    writeln!(lock, "{}", std::process::id()).unwrap();
+    if mode == "dies" {
+        eprintln!("drbd r0: cannot lock memory");
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+    // A session of its own, so that the end of a terminal does not end it.
+    assert_eq!(nix::unistd::getsid(None).unwrap(), nix::unistd::getpid());
+    let listener = UnixListener::bind(file("sock")).unwrap();
+    for stream in listener.incoming() {
+        let mut stream = stream.unwrap();
+        let Some(command) = receive(&mut stream) else { continue };
+        eprintln!("got {command:?}");
+        let answer = match &command {
+            Command::Up if mode == "refuses" => Err(refusal(119, 10, "No valid meta-data", "x")),
+            Command::Status => status_reply(state("Connected", "UpToDate", "UpToDate")),
+            Command::Down { .. } if mode == "busy" => Err(refusal(-12, 11, "held open", "")),
+            _ => Ok(Reply::Done),
+        };
+        let is_down = matches!(command, Command::Down { .. }) && answer.is_ok();
+        stream.write_all(&encode_frame(&answer).unwrap()).unwrap();
+        if is_down && mode != "clings" {
+            std::fs::remove_file(file("sock")).unwrap();
+            return;
+        }
+    }
+}
+
+fn log(bed: &Bed) -> String {
+    std::fs::read_to_string(bed.run_file("r0.log")).unwrap()
+}
+
+/// The whole life: up, a second up that is refused, adjust with and without a change, down.
+#[test]
+fn life() {
+    let bed = Bed::new("net { cram-hmac-alg sha1; shared-secret s3; }");
+    let program = bed.engine_program("good");
+    let env = [("DRBD_ENGINE", program.as_str())];
+    assert_eq!(bed.run_with("up r0", &env).works(), "");
+    let json = bed.run_file("r0.json");
+    assert_eq!(json.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(log(&bed).contains("got Up"));
+    assert_eq!(bed.run("dstate r0").works(), "UpToDate/UpToDate\n");
+
+    let before = std::fs::read(&json).unwrap();
+    bed.run_with("up r0", &env).fails(10, "r0: Failure: (161)");
+    bed.run_with("up r0", &env).fails(10, "use adjust to apply changes");
+    assert_eq!(std::fs::read(&json).unwrap(), before);
+
+    assert_eq!(bed.run_with("adjust all", &env).works(), "");
+    assert!(!log(&bed).contains("Adjust"));
+    bed.configure("net { ping-int 7; }");
+    assert_eq!(bed.run_with("adjust r0", &env).works(), "");
+    assert!(log(&bed).contains("got Adjust"));
+    let after: EngineConfig = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(after.resource.net.ping_int, Span::from_secs(7));
+    let said = log(&bed).matches("got Adjust").count();
+    assert_eq!(bed.run_with("adjust r0", &env).works(), "");
+    assert_eq!(log(&bed).matches("got Adjust").count(), said);
+
+    bed.run("create-md r0").fails(20, "in use by the running resource");
+    bed.run("dump-md r0").fails(20, "in use by the running resource");
+    assert_eq!(bed.run("down r0").works(), "");
+    assert!(!json.exists() && !bed.run_file("r0.sock").exists());
+    assert_eq!(bed.run("down r0").works(), "");
+}
+
+/// `adjust` of a resource that does not run starts it.
+#[test]
+fn adjust_starts() {
+    let bed = Bed::new("");
+    let program = bed.engine_program("good");
+    let env = [("DRBD_ENGINE", program.as_str())];
+    assert_eq!(bed.run_with("adjust all", &env).works(), "");
+    assert!(log(&bed).contains("got Up"));
+    assert_eq!(bed.run_with("adjust all", &env).works(), "");
+    assert_eq!(log(&bed).matches("got Up").count(), 1);
+    assert_eq!(bed.run("down all").works(), "");
+}
+
+/// An engine that ends at once: its words are shown, nothing is left.
+#[test]
+fn early_end() {
+    let bed = Bed::new("");
+    let program = bed.engine_program("dies");
+    let ran = bed.run_with("up r0", &[("DRBD_ENGINE", &program)]);
+    ran.fails(20, "r0: the engine ended at once");
+    ran.fails(20, "drbd r0: cannot lock memory");
+    assert!(!bed.run_file("r0.json").exists() && !bed.run_file("r0.sock").exists());
+    let nothing = bed.path("no-such-engine");
+    let ran = bed.run_with("up r0", &[("DRBD_ENGINE", nothing.to_str().unwrap())]);
+    ran.fails(20, "no-such-engine");
+}
+
+/// An engine that cannot come up is taken down again, and the refusal is what is told.
+#[test]
+fn refused_up() {
+    let bed = Bed::new("");
+    let program = bed.engine_program("refuses");
+    let ran = bed.run_with("up r0", &[("DRBD_ENGINE", &program)]);
+    ran.fails(10, "r0: Failure: (119) No valid meta-data\n  what to do: x\n");
+    assert!(log(&bed).contains("got Down { holder: None, force: true }"));
+    assert!(!bed.run_file("r0.json").exists() && !bed.run_file("r0.sock").exists());
+    assert_eq!(bed.run("secondary r0").works(), "");
+}
+
+/// A refused `down` changes nothing, not even with `--force`; the device is in use.
+#[test]
+fn refused_down() {
+    let bed = Bed::new("");
+    let program = bed.engine_program("busy");
+    assert_eq!(bed.run_with("up r0", &[("DRBD_ENGINE", &program)]).works(), "");
+    bed.run("down r0").fails(11, "r0: State change failed: (-12) held open");
+    bed.run("down --force r0").fails(11, "held open");
+    assert_eq!(bed.run("dstate r0").works(), "UpToDate/UpToDate\n");
+    kill(&bed);
+    bed.run("status").fails(20, "r0: its engine has died");
+    assert_eq!(bed.run("down r0").works(), "");
+    assert_eq!(bed.run("status").works(), "# No currently configured DRBD found.\n");
+}
+
+/// An engine that promised to end and does not is killed by `--force`.
+#[test]
+fn clinging_engine() {
+    let bed = Bed::new("");
+    let program = bed.engine_program("clings");
+    assert_eq!(bed.run_with("up r0", &[("DRBD_ENGINE", &program)]).works(), "");
+    assert_eq!(bed.run("down --force r0").works(), "");
+    assert!(!bed.run_file("r0.json").exists() && !bed.run_file("r0.sock").exists());
+    let lock = File::open(bed.run_file("r0.lock")).unwrap();
+    Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
+}
+
+/// Kills the engine of this bed, by the process id in its lock.
+fn kill(bed: &Bed) {
+    let pid = std::fs::read_to_string(bed.run_file("r0.lock")).unwrap();
+    let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    // It ends when its lock is free, which is what the tool looks at, too.
+    let lock = File::open(bed.run_file("r0.lock")).unwrap();
+    Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+}
