@@ -33,7 +33,7 @@ else
 	type_ "drbdctl wait-sync r0"
 fi
 type_ "drbdctl status r0"
-check "UpToDate on both sides" in_sync r0
+check "UpToDate on both sides" wait_until 60 in_sync r0
 meet synced
 
 if [ "$VM_ID" = 1 ]; then

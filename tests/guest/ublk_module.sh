@@ -13,13 +13,13 @@ store=$(mktemp -d /dev/shm/ublk_ram.XXXXXX)
 mnt=$(mktemp -d)
 failures=0
 
-fail() { echo "FAIL: $*"; failures=$((failures + 1)); }
+fail() { echo "   NOT OK: $*"; failures=$((failures + 1)); }
 check() { # check WHAT COMMAND...
 	local what=$1
 	shift
-	if "$@"; then echo "ok: $what"; else fail "$what: $*"; fi
+	if "$@"; then echo "   ok: $what"; else fail "$what: $*"; fi
 }
-die() { echo "FAIL: $*"; exit 1; }
+die() { echo "   NOT OK: $*"; exit 1; }
 
 # launch ARGUMENT...: starts ublk_ram and waits until it is live.
 launch() {
