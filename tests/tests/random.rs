@@ -5,7 +5,7 @@ use tests::random::run;
 /// Faults, then healing: both nodes agree and hold what was acknowledged.
 #[test]
 fn random_faults_heal() {
-    let requests: u64 = (0..40).map(|seed| run(seed).requests).sum();
+    let requests: u64 = (0..16).map(|seed| run(seed).requests).sum();
     assert!(requests > 2_000, "only {requests} requests were answered");
 }
 

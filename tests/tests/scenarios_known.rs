@@ -195,6 +195,26 @@ fn an_idle_primary_leaves_nothing_open() {
     w.check_synced();
 }
 
+/// A Primary loses its peer under load and then its power: no write was acknowledged before the
+/// new generation was on disk (GI-1), or both nodes would take themselves for equal.
+#[test]
+fn a_new_generation_is_durable_before_lone_writes_are_acknowledged() {
+    for step in 0..16 {
+        let mut w = World::new(530 + step, Setup::default());
+        w.start_synced();
+        w.start_load(A, Load { think: Span(50_000), ..Load::writes(vec![area(0, 2048)]) });
+        w.run_for(Span::from_ms(50));
+        w.kill(B);
+        wait_alone(&mut w, A);
+        w.run_for(Span(step * 50_000));
+        // The check of the crash holds this down.
+        w.power_cut(A, Cut::LoseAll);
+        w.restart(A);
+        w.restart(B);
+        w.wait_synced();
+    }
+}
+
 /// Writes overtake a running resync in both directions of time: the newer data stays (RS-2).
 #[test]
 fn writes_during_resync_stay() {
