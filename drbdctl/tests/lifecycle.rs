@@ -125,7 +125,7 @@ fn refused_up() {
     let program = bed.engine_program("refuses");
     let ran = bed.run_with("up r0", &[("DRBD_ENGINE", &program)]);
     ran.fails(10, "r0: Failure: (119) No valid meta-data\n  what to do: x\n");
-    assert!(log(&bed).contains("got Down { holder: None, force: true }"));
+    assert!(log(&bed).contains("got Down { holder: None, force: false }"));
     assert!(!bed.run_file("r0.json").exists() && !bed.run_file("r0.sock").exists());
     assert_eq!(bed.run("secondary r0").works(), "");
 }

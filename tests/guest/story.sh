@@ -3,7 +3,7 @@
 # synchronisation, a tree of files under ext4, role change, byte identity, nothing left behind.
 # guests: 2
 # disks: ram:176M
-# timeout: 115
+# timeout: 170
 . ./lib.sh
 
 # A real tree with many small and some large files: at least 5,000 and 100 MB.

@@ -2,7 +2,7 @@
 # Two volumes in one resource; three resources on one pair of nodes.
 # guests: 2
 # disks: ram:16M ram:16M ram:16M
-# timeout: 115
+# timeout: 170
 . ./lib.sh
 
 node_setup </dev/null
