@@ -27,13 +27,13 @@ meet connected
 if [ "$VM_ID" = 1 ]; then
 	step "one node's data is declared good; the other one gets a copy"
 	type_ "drbdctl primary --force r0"
-	must "the first synchronisation ends" watch_sync r0 60
+	must "the first synchronisation ends" watch_sync r0 110
 	check "its progress was seen" [ "$PROGRESS" -ge 2 ]
 else
 	type_ "drbdctl wait-sync r0"
 fi
 type_ "drbdctl status r0"
-check "UpToDate on both sides" wait_until 60 in_sync r0
+check "UpToDate on both sides" wait_until 110 in_sync r0
 meet synced
 
 if [ "$VM_ID" = 1 ]; then
