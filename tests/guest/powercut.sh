@@ -5,48 +5,18 @@
 # disks: ram:192M
 # timeout: 115
 . ./lib.sh
+. ./load.sh
 
-readonly RECORD_PORT=9000
 readonly ENOUGH=30
-RECORD=/tmp/record
 
-NET="timeout 20; ping-int 3; ping-timeout 10; connect-int 3;"
+NET=$QUICK
 DISK="resync-rate 400M; c-plan-ahead 0; al-extents 67;"
 node_setup < <(resource r0 $PORT 0)
 DEV=$(device 0)
 
-# Files whose fsync has returned are reported to the other node, one line each.
-write_files() {
-	local i=0 sum
-	exec 5<>"/dev/tcp/10.0.0.$VM_PEER/$RECORD_PORT"
-	while :; do
-		i=$((i + 1))
-		head -c $((RANDOM + 1)) /dev/urandom >"/mnt/file.$i"
-		sync "/mnt/file.$i" /mnt || return 1
-		sum=$(md5sum <"/mnt/file.$i")
-		echo "file.$i ${sum%% *}" >&5
-	done
-}
-recorded() { grep -cE '^file\.[0-9]+ [0-9a-f]{32}$' "$RECORD" 2>/dev/null; }
-recorded_enough() { [ -e "$RECORD" ] && [ "$(recorded)" -ge $ENOUGH ]; }
-recorder_listens() { [ -n "$(ss -Htln "sport = :$RECORD_PORT")" ]; }
-all_files_there() {
-	grep -E '^file\.[0-9]+ [0-9a-f]{32}$' "$RECORD" | awk '{ print $2 "  /mnt/" $1 }' | md5sum --quiet -c -
-}
-
 come_back() {
 	step "the dead node has power again"
-	type_ "drbdctl up r0"
-	must "it finds the other one" wait_until 30 is Connected connection r0
-	check "it is Secondary" is Secondary role_of r0
-	type_ "drbdctl wait-sync r0"
-	must "UpToDate on both sides" wait_until 60 in_sync r0
-	type_ "drbdctl status r0"
-	synced=$(will_sync r0)
-	total=$(($(size_of 0) / 1024))
-	note "resynced $synced KiB of $total KiB"
-	check "activity log and bitmap limited the resync" between 1 "$synced" $((total / 2))
-	check "nothing is left out of sync" is 0 out_of_sync r0
+	back_again r0 0
 	meet back
 	meet demoted
 	identical powercut 0
@@ -72,10 +42,9 @@ if [ "$VM_ID" = 1 ]; then
 fi
 
 meet mounted
-socat -u "TCP-LISTEN:$RECORD_PORT,reuseaddr" "OPEN:$RECORD,creat,append" &
-must "the recorder listens" wait_until 10 recorder_listens
+record_files
 meet recorder
-must "files have been fsynced on the other node" wait_until 60 recorded_enough
+must "files have been fsynced on the other node" wait_until 60 recorded_at_least $ENOUGH
 
 step "power failure of the Primary"
 type_ "vmctl kill 1"

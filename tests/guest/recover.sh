@@ -5,8 +5,9 @@
 # disks: ram:64M
 # timeout: 110
 . ./lib.sh
+. ./load.sh
 
-NET="timeout 20; ping-int 3; ping-timeout 10; connect-int 3;"
+NET=$QUICK
 node_setup < <(resource r0 $PORT 0)
 DEV=$(device 0)
 
