@@ -123,7 +123,7 @@ evidence() {
 		ps -eo pid,ppid,stat,wchan:32,args
 		ss -tanp
 		ls -l /dev/ublk* /dev/drbd* /run/drbd
-		for pid in $(pidof ublk-target); do
+		for pid in $(pgrep -x ublk-target); do
 			grep -E '^(State|Threads|Vm)' "/proc/$pid/status"
 			for log in /proc/"$pid"/task/*/stack; do
 				echo "$log"

@@ -16,7 +16,9 @@ start_load() {
 	fio --name=load --filename="$2" --size="$3M" --rw=randwrite --bs=4k --iodepth=8 --direct=1 \
 		--ioengine=io_uring --time_based --runtime=120 --output-format=json --output=/tmp/fio.json 2>/tmp/fio.err &
 	LOAD=$!
-	must "the load runs" wait_until 20 wrote_more_than "$1" $((before + 1024))
+	wait_until 20 wrote_more_than "$1" $((before + 1024)) && return
+	cat /tmp/fio.err /tmp/fio.json
+	die "the load does not run"
 }
 
 # stop_load: no write failed, none waited longer than QUICK allows.

@@ -3,8 +3,8 @@
 # a pulled cable, and survives the loss of the node that served it; more resources, volumes and
 # the three protocols beside it; and nothing left behind.
 # guests: 2
-# disks: ram:152M ram:8M ram:8M ram:8M
-# timeout: 175
+# disks: ram:168M ram:8M ram:8M ram:8M
+# timeout: 230
 . ./lib.sh
 . ./load.sh
 
