@@ -79,9 +79,15 @@ held_open() {
 	refused 11 '\(-12\)|held open' "drbdctl secondary r0"
 	refused 11 '\(-12\)|held open|open|in use' "drbdctl down r0"
 	check "the engine lives" alive Primary
-	type_ "umount /mnt"
-	type_ "drbdctl secondary r0"
+	# A file system is in use until its last write, also when no mount table has it any more.
+	(cd /mnt && exec tail -f /dev/null) &
+	must "somebody is in the file system" wait_until 5 same_folder $! /mnt
+	type_ "umount -l /mnt"
+	refused 11 "held open|in use|claimed" "drbdctl secondary r0"
+	kill $!
+	must "it can go when the file system has ended" wait_until 10 drbdctl secondary r0
 }
+same_folder() { [ "$(readlink "/proc/$1/cwd")" = "$2" ]; }
 
 # Strangers on the replication port: noise, half a packet, a handshake of another version.
 strangers() {

@@ -237,7 +237,7 @@ fn run(client: &UnixStream, shared: &Shared, command: Command) -> Result<Answer>
 
 /// Tells commands that a device in use forbids who uses it.
 fn with_holder(shared: &Shared, command: Command) -> Command {
-    let holder = || shared.users.of_any(shared.config.resource.volumes.len());
+    let holder = || shared.users.certainly_of_any(shared.config.resource.volumes.len());
     match command {
         Command::Down { holder: _, force } => Command::Down { holder: holder(), force },
         Command::Secondary { holder: _ } => Command::Secondary { holder: holder() },

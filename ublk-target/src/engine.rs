@@ -503,7 +503,7 @@ impl Engine {
             Choice::Nbd(_) => 0,
         };
         let users = Arc::clone(&self.users);
-        let ask = move || News::InUse(users.of_any(volumes));
+        let ask = move || News::InUse(users.certainly_of_any(volumes));
         if let Err(error) = self.mailbox.spawn("in use?", ask) {
             tracing::error!("{error:#}");
             self.life = Life::Over;

@@ -3,10 +3,14 @@
 //! The kernel tells nobody when a ublk device is opened, so this looks where traces are: open
 //! descriptors of all processes, mounts of all mount namespaces, swap, and block devices stacked on
 //! top. It reads `/proc` and `/sys` and may take a while; never call it on the ring thread.
+//!
+//! A file system can be in use without such a trace: a mount leaves the tables before what is dirty
+//! is written, and after `umount -l` long before. Whoever is about to take a device away asks for
+//! the kernel's own claim as well ([`Users::certainly_of_volume`]).
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -47,7 +51,8 @@ impl Users {
         devices.extend(path.map(|path| (volume, path)));
     }
 
-    /// Who uses a volume, in words; `None`: nobody.
+    /// Who uses a volume, in words; `None`: nobody was found. Leaves the device alone: fit for
+    /// looking at it often.
     #[must_use]
     pub fn of_volume(&self, volume: usize) -> Option<String> {
         let clients = self.clients.lock();
@@ -55,14 +60,29 @@ impl Users {
             return Some(format!("used by NBD {}", user.who));
         }
         drop(clients);
-        let device = self.devices.lock().iter().find(|(other, _)| *other == volume).cloned();
-        device.and_then(|(_, path)| of_block_path(&path))
+        self.device_of(volume).and_then(|path| of_block_path(&path))
     }
 
-    /// Who uses any of `volumes` volumes.
+    /// Who uses a volume, or what the kernel says when nobody is found: it lets one at a time claim
+    /// a device for itself, and a file system does so until its last write. Claims the device for
+    /// a moment, in which somebody else's mount would fail.
     #[must_use]
-    pub fn of_any(&self, volumes: usize) -> Option<String> {
-        (0..volumes).find_map(|volume| self.of_volume(volume))
+    pub fn certainly_of_volume(&self, volume: usize) -> Option<String> {
+        let claimed = || self.device_of(volume).filter(|path| is_claimed(path));
+        self.of_volume(volume).or_else(|| {
+            claimed().map(|_| "claimed in the kernel, as by a file system that ends".to_owned())
+        })
+    }
+
+    /// Who uses any of `volumes` volumes, for certain.
+    #[must_use]
+    pub fn certainly_of_any(&self, volumes: usize) -> Option<String> {
+        (0..volumes).find_map(|volume| self.certainly_of_volume(volume))
+    }
+
+    fn device_of(&self, volume: usize) -> Option<PathBuf> {
+        let devices = self.devices.lock();
+        devices.iter().find(|(other, _)| *other == volume).map(|(_, path)| path.clone())
     }
 }
 
@@ -77,6 +97,13 @@ pub fn of_block_path(path: &Path) -> Option<String> {
         .or_else(|| stacked_on(&name).map(|above| format!("claimed by {above}")))
         .or_else(|| is_swap(path).then(|| "used as swap".to_owned()))
         .or_else(|| opened_by(|link| is_device(link, number)).map(|who| format!("open by {who}")))
+}
+
+/// Whether the kernel refuses the device to anybody who wants it for himself.
+fn is_claimed(path: &Path) -> bool {
+    let flags = libc::O_EXCL | libc::O_CLOEXEC;
+    let opened = fs::OpenOptions::new().read(true).custom_flags(flags).open(path);
+    opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
 }
 
 /// Which other process has a file open.
@@ -193,10 +220,10 @@ mod tests {
     fn users_of_a_volume_are_named() {
         let users = Users::default();
         users.add(User { client: 3, volume: 1, who: "client at 127.0.0.1:9".to_owned() });
-        assert_eq!(users.of_volume(0), None);
+        assert_eq!(users.certainly_of_volume(0), None);
         let text = "used by NBD client at 127.0.0.1:9";
-        assert_eq!(users.of_any(2).as_deref(), Some(text));
+        assert_eq!(users.certainly_of_any(2).as_deref(), Some(text));
         users.remove(3);
-        assert_eq!(users.of_any(2), None);
+        assert_eq!(users.certainly_of_any(2), None);
     }
 }

@@ -207,10 +207,12 @@ impl Site {
         let mut control = Control::open().with_context(|| format!("resize {id}"))?;
         match control.update_size(id, shape.sectors) {
             Ok(()) => Ok(Resize::Done),
-            Err(UblkError::Unsupported { .. }) => match self.users.of_volume(self.volume.at()) {
-                Some(holder) => Ok(Resize::InUse(holder)),
-                None => Ok(Resize::Recreate),
-            },
+            Err(UblkError::Unsupported { .. }) => {
+                match self.users.certainly_of_volume(self.volume.at()) {
+                    Some(holder) => Ok(Resize::InUse(holder)),
+                    None => Ok(Resize::Recreate),
+                }
+            }
             Err(error) => Err(error).with_context(|| format!("resize {id}")),
         }
     }
