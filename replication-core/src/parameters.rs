@@ -232,8 +232,10 @@ impl Resource {
         let has_disk = self.volumes[at].state.disk >= Disk::Negotiating;
         let state = self.volumes[at].state;
         let capacity = self.volumes[at].disk.as_ref().map_or(0, |d| d.geometry.capacity.0);
-        let has_grown = state.conn == Conn::Connected && theirs.disk_sectors > before;
-        if has_disk && has_grown && theirs.disk_sectors > capacity {
+        // Without a current size of its own the packet asks: the operator has called for a resize.
+        let asks = theirs.disk_sectors > before || theirs.current_sectors == 0;
+        let is_larger = theirs.disk_sectors > capacity;
+        if has_disk && state.conn == Conn::Connected && asks && is_larger {
             let clean = theirs.flags.contains(SizesFlags::NO_RESYNC);
             self.look_at_own_size(at, clean);
         }

@@ -238,9 +238,9 @@ fn devices_grow_online() {
     }
 }
 
-/// A peer without room for the new size keeps the size where it is.
+/// A peer without room for the new size keeps the size where it is, until it has room.
 #[test]
-fn one_grown_device_changes_nothing() {
+fn one_grown_device_changes_nothing_until_both_have_grown() {
     let mut w = World::new(333, Setup::default());
     w.start_synced();
     let before = w.nodes[A].sizes[0];
@@ -252,12 +252,17 @@ fn one_grown_device_changes_nothing() {
         assume_peer_has_space: false,
     };
     // Whether it is refused or does nothing: the size stays.
-    drop(w.ask(A, resize));
+    drop(w.ask(A, resize.clone()));
     w.run_for(Span::from_secs(2));
     assert_eq!((w.nodes[A].sizes[0], w.nodes[B].sizes[0]), (before, before));
     w.write(A, 0, before - 8, 8);
-    w.settle();
-    w.check_synced();
+    w.nodes[B].backing[0].data.grow(12 * MIB);
+    w.must(A, resize);
+    w.run_until("the new size", Span::from_secs(30), |w| {
+        w.nodes[A].sizes[0] > before && w.nodes[B].sizes[0] > before
+    });
+    w.wait_synced();
+    w.read_all(A, 0);
 }
 
 /// Metadata that is torn, missing or foreign is refused, and nothing is written (MD-2).
