@@ -116,6 +116,29 @@ strangers() {
 	check "the engine lives" alive Secondary
 }
 
+# The ublk number that is ours by rights belongs to another server.
+number_taken() {
+	step "another server has the number of our device"
+	local store other line
+	store=$(mktemp -d)
+	coproc OTHER { exec ./ublk_ram "$store" 0:8 2>&1; }
+	other=$OTHER_PID
+	until [[ ${line:-} == live* ]]; do
+		read -r -t 20 -u "${OTHER[0]}" line || die "no other ublk server: ${line:-}"
+	done
+	type_ "drbdctl up r0"
+	type_ "drbdctl primary r0"
+	check "the other one keeps its device" [ -b /dev/ublkb0 ]
+	check "ours has another number, and the same name" is_not /dev/ublkb0 readlink -f "$(device 0)"
+	type_ "dd if=/dev/urandom of=$(device 0) bs=64k count=4 oflag=direct status=none"
+	type_ "cmp -n 262144 $(device 0) $(disk 0)"
+	type_ "drbdctl down r0"
+	check "our name is gone" [ ! -e "$(device 0)" ]
+	check "the other device is not" dd if=/dev/ublkb0 of=/dev/null bs=4k count=1 status=none
+	echo stop >&"${OTHER[1]}"
+	wait "$other"
+}
+
 peers_disagree() { # WHAT LOG-PATTERN: g2 has come with something else; nothing gets damaged
 	must "$1: refused, and the log says why" wait_until 30 logged "$2"
 	check "$1: not connected" is_not Connected connection r0
@@ -176,4 +199,5 @@ peers_disagree "a smaller disk" 'size'
 [ "$VM_ID" = 2 ] || check "own data is still good" is UpToDate disk_state r0
 meet small
 type_ "drbdctl down r0"
+[ "$VM_ID" = 2 ] || number_taken
 finish
