@@ -2,7 +2,7 @@
 # The Primary loses power under load: the other node takes over with everything that was
 # fsynced, and the dead one comes back as Secondary and gets only what may differ.
 # guests: 2
-# disks: ram:192M
+# disks: faulty:192M
 # timeout: 115
 . ./lib.sh
 . ./load.sh
