@@ -623,6 +623,13 @@ impl Resource {
         let was_there = volume.peer_ops.remove(request.range, key);
         assert!(was_there, "a request keeps its range until it ends");
         release_log(volume, &request);
+        let is_asked = matches!(request.kind, Kind::TargetAsked | Kind::TargetWrite);
+        if is_asked
+            && !request.orphan
+            && let Some(resync) = volume.resync.as_mut()
+        {
+            resync.ended(request.range.sectors());
+        }
         if let Some(buf) = request.buf {
             self.free_buf(buf);
         }

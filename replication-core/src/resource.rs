@@ -297,6 +297,7 @@ impl Resource {
                 self.run_meta_queue(at);
                 self.run_activity_log(at);
                 self.run_peer_waiting(at);
+                self.refill_resync(at);
                 self.run_host_waiting(at);
                 self.run_held(at);
                 self.run_detach(at);

@@ -1,9 +1,11 @@
-//! How much resync to ask for in a tick.
+//! How much resync to ask for.
 //!
-//! The target asks every 100 ms. With `c-plan-ahead` zero the rate is fixed; otherwise a
-//! controller spreads corrections over the plan so that the amount in flight approaches the
-//! configured target. Limits bound the speed, never the progress (RS-8). Source: section 12.8 of
-//! the protocol notes.
+//! Every 100 ms the controller grants an amount for the next interval. With `c-plan-ahead` zero
+//! the rate is fixed; otherwise corrections are spread over the plan so that the amount in flight
+//! approaches the configured target. Of the grant, no more is under way at a time than receive
+//! memory allows; what ends makes room for more within the interval, in batches. Limits bound
+//! the speed, never the progress (RS-8). Source: section 12.8 of the protocol notes; that the
+//! grant is drawn upon between the ticks is ours.
 
 use std::collections::VecDeque;
 
@@ -24,6 +26,10 @@ pub struct RateController {
     planned: i64,
     arrived: u64,
     in_flight: u64,
+    /// Sectors asked for whose memory may still be in use: not written, nor refused.
+    under_way: u64,
+    /// Blocks that may still be asked for in this interval.
+    granted: u64,
 }
 
 impl RateController {
@@ -31,7 +37,14 @@ impl RateController {
     #[must_use]
     pub fn new(config: &RateConfig) -> Self {
         let slots = usize::try_from(config.plan_ahead).expect("u32 fits");
-        Self { plan: VecDeque::from(vec![0; slots]), planned: 0, arrived: 0, in_flight: 0 }
+        Self {
+            plan: VecDeque::from(vec![0; slots]),
+            planned: 0,
+            arrived: 0,
+            in_flight: 0,
+            under_way: 0,
+            granted: 0,
+        }
     }
 
     /// Sectors asked for and not yet received.
@@ -43,6 +56,8 @@ impl RateController {
     /// Sectors were asked for.
     pub fn requested(&mut self, sectors: u64) {
         self.in_flight += sectors;
+        self.under_way += sectors;
+        self.granted = self.granted.saturating_sub(sectors.div_ceil(SECTORS_PER_BLOCK));
     }
 
     /// Sectors were received (or the request was answered in another way).
@@ -51,12 +66,16 @@ impl RateController {
         self.arrived += sectors;
     }
 
-    /// The number of blocks to ask for in this tick. `buffers` is the limit of receive memory in
-    /// blocks (`max-buffers`).
+    /// The memory of a request is free again: it was written, or will never come.
+    pub fn ended(&mut self, sectors: u64) {
+        self.under_way = self.under_way.saturating_sub(sectors);
+    }
+
+    /// A new interval begins; what is left of the old grant is void.
     ///
     /// # Panics
     /// Never: the plan's length is that of the configuration.
-    pub fn tick(&mut self, config: &RateConfig, buffers: u64) -> u64 {
+    pub fn tick(&mut self, config: &RateConfig) {
         let arrived = std::mem::take(&mut self.arrived);
         let blocks = if config.plan_ahead == 0 {
             let per_tick = u64::from(config.resync_rate_kib) * SECTORS_PER_KIB;
@@ -64,10 +83,29 @@ impl RateController {
         } else {
             self.controlled(config, arrived) / SECTORS_PER_BLOCK
         };
-        let room = (buffers / 2).saturating_sub(self.in_flight / SECTORS_PER_BLOCK);
         // A rate below one block a tick still makes progress (RS-8).
-        let floor = u64::from(self.in_flight == 0);
-        blocks.max(floor).min(room)
+        self.granted = blocks.max(u64::from(self.in_flight == 0));
+    }
+
+    /// The number of blocks to ask for now. `buffers` is the limit of receive memory in blocks
+    /// (`max-buffers`): half of it may be under way.
+    #[must_use]
+    pub fn allowance(&self, buffers: u64) -> u64 {
+        let room = (buffers / 2).saturating_sub(self.under_way / SECTORS_PER_BLOCK);
+        self.granted.min(room)
+    }
+
+    /// Whether enough has ended since to ask for more within the interval: a batch, so that the
+    /// source reads long runs, or the rest of the grant.
+    #[must_use]
+    pub fn may_refill(&self, buffers: u64) -> bool {
+        let batch = (buffers / 8).max(1).min(self.granted);
+        batch > 0 && self.allowance(buffers) >= batch
+    }
+
+    /// There is nothing more to ask for in this interval.
+    pub fn forfeit(&mut self) {
+        self.granted = 0;
     }
 
     fn controlled(&mut self, config: &RateConfig, arrived: u64) -> u64 {
@@ -116,15 +154,26 @@ mod tests {
         RateConfig { plan_ahead, ..RateConfig::default() }
     }
 
+    /// What is asked for in a tick.
+    fn tick(rate: &mut RateController, config: &RateConfig, buffers: u64) -> u64 {
+        rate.tick(config);
+        rate.allowance(buffers)
+    }
+
+    fn arrive(rate: &mut RateController, sectors: u64) {
+        rate.received(sectors);
+        rate.ended(sectors);
+    }
+
     #[test]
     fn a_fixed_rate_is_spread_over_the_ticks() {
         let config = RateConfig { resync_rate_kib: 4000, ..config(0) };
         let mut rate = RateController::new(&config);
-        assert_eq!(rate.tick(&config, 10_000), 100, "4000 KiB/s are 100 blocks a tick");
+        assert_eq!(tick(&mut rate, &config, 10_000), 100, "4000 KiB/s are 100 blocks a tick");
         rate.requested(800);
-        assert_eq!(rate.tick(&config, 150), 0, "half of the buffers are in use");
-        rate.received(800);
-        assert_eq!(rate.tick(&config, 150), 75);
+        assert_eq!(tick(&mut rate, &config, 150), 0, "half of the buffers are in use");
+        arrive(&mut rate, 800);
+        assert_eq!(tick(&mut rate, &config, 150), 75);
     }
 
     /// Shows RS-8: the slowest rate still asks for a block when nothing is under way.
@@ -133,10 +182,33 @@ mod tests {
         for plan in [0, 20] {
             let config = RateConfig { resync_rate_kib: 1, ..config(plan) };
             let mut rate = RateController::new(&config);
-            assert_eq!(rate.tick(&config, 2048), 1);
+            assert_eq!(tick(&mut rate, &config, 2048), 1);
             rate.requested(8);
-            assert_eq!(rate.tick(&config, 2048), 0);
+            assert_eq!(tick(&mut rate, &config, 2048), 0);
         }
+    }
+
+    /// Between two ticks, memory that becomes free is used again, in batches, until the grant is
+    /// used up; a block that came but is not yet written holds its memory.
+    #[test]
+    fn a_grant_is_drawn_upon_as_memory_becomes_free() {
+        let config = RateConfig { resync_rate_kib: 4000, ..config(0) };
+        let mut rate = RateController::new(&config);
+        assert_eq!(tick(&mut rate, &config, 80), 40, "of 100 granted");
+        rate.requested(40 * SECTORS_PER_BLOCK);
+        rate.received(40 * SECTORS_PER_BLOCK);
+        assert!(!rate.may_refill(80), "nothing is written");
+        rate.ended(9 * SECTORS_PER_BLOCK);
+        assert!(!rate.may_refill(80), "less than a batch of 10");
+        rate.ended(31 * SECTORS_PER_BLOCK);
+        assert!(rate.may_refill(80));
+        rate.requested(40 * SECTORS_PER_BLOCK);
+        arrive(&mut rate, 40 * SECTORS_PER_BLOCK);
+        assert_eq!(rate.allowance(80), 20, "the rest of the grant");
+        rate.requested(20 * SECTORS_PER_BLOCK);
+        arrive(&mut rate, 20 * SECTORS_PER_BLOCK);
+        assert!(!rate.may_refill(80), "the grant is used up");
+        assert_eq!(tick(&mut rate, &config, 80), 40);
     }
 
     #[test]
@@ -145,15 +217,15 @@ mod tests {
         let mut rate = RateController::new(&config);
         let mut most = 0;
         let mut first = 0;
-        for tick in 0..200 {
-            let blocks = rate.tick(&config, 1 << 20);
-            if tick == 0 {
+        for round in 0..200 {
+            let blocks = tick(&mut rate, &config, 1 << 20);
+            if round == 0 {
                 first = blocks;
             }
             most = most.max(blocks);
             let sectors = blocks * SECTORS_PER_BLOCK;
             rate.requested(sectors);
-            rate.received(sectors);
+            arrive(&mut rate, sectors);
         }
         let cap = u64::from(config.max_rate_kib) * 2 / 10 / SECTORS_PER_BLOCK;
         assert!(first < most, "it speeds up: {first} then {most}");
@@ -166,7 +238,7 @@ mod tests {
         let mut rate = RateController::new(&config);
         let mut total = 0;
         for _ in 0..100 {
-            let blocks = rate.tick(&config, 1 << 20);
+            let blocks = tick(&mut rate, &config, 1 << 20);
             total += blocks;
             rate.requested(blocks * SECTORS_PER_BLOCK);
         }

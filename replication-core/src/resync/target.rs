@@ -1,5 +1,6 @@
 //! The target of a resync: it asks for the marked blocks, at the pace of the controller, and ends
-//! the resync when none is left.
+//! the resync when none is left. It asks at every tick, and between the ticks whenever enough of
+//! what it asked for is written.
 //!
 //! The scan runs upwards once; what is marked behind it later is reached by starting again. A
 //! range is asked for only while no write of this node touches it (RS-2). At the end the data is
@@ -85,8 +86,12 @@ impl Resync {
 
     /// When the target wants to be woken.
     pub(crate) fn next_tick(&self, conn: Conn) -> Option<Time> {
+        self.asks(conn).then_some(self.next_tick)
+    }
+
+    fn asks(&self, conn: Conn) -> bool {
         let is_active = self.started && self.ending == Ending::No && self.rate.is_some();
-        (is_active && conn == Conn::SyncTarget).then_some(self.next_tick)
+        is_active && conn == Conn::SyncTarget
     }
 
     pub(crate) fn set_paused(&mut self, now: Time, paused: bool) {
@@ -110,6 +115,13 @@ impl Resync {
     pub(crate) fn received(&mut self, sectors: u64) {
         if let Some(rate) = self.rate.as_mut() {
             rate.received(sectors);
+        }
+    }
+
+    /// A request is over, with its memory.
+    pub(crate) fn ended(&mut self, sectors: u64) {
+        if let Some(rate) = self.rate.as_mut() {
+            rate.ended(sectors);
         }
     }
 
@@ -153,6 +165,9 @@ impl Resource {
             return;
         }
         resync.next_tick = now + TICK;
+        if let Some(rate) = resync.rate.as_mut() {
+            rate.tick(&volume.config.disk.rate);
+        }
         self.ask_for_blocks(at);
         self.save_progress(at);
         self.check_target_end(at);
@@ -168,15 +183,35 @@ impl Resource {
         }
     }
 
+    /// Asks for more between two ticks, as soon as enough of what was asked for is written.
+    pub(crate) fn refill_resync(&mut self, at: usize) {
+        let buffers = u64::from(self.config.net.max_buffers);
+        let volume = &self.volumes[at];
+        let may_refill = volume.resync.as_ref().is_some_and(|resync| {
+            resync.asks(volume.state.conn)
+                && resync.rate.as_ref().is_some_and(|rate| rate.may_refill(buffers))
+        });
+        if may_refill {
+            self.ask_for_blocks(at);
+        }
+    }
+
+    fn rate_of(&mut self, at: usize) -> Option<&mut RateController> {
+        self.volumes[at].resync.as_mut()?.rate.as_mut()
+    }
+
     fn ask_for_blocks(&mut self, at: usize) {
         let buffers = u64::from(self.config.net.max_buffers);
-        let volume = &mut self.volumes[at];
-        let config = volume.config.disk.rate;
-        let Some(resync) = volume.resync.as_mut() else { return };
-        let Some(rate) = resync.rate.as_mut() else { return };
-        let mut blocks = rate.tick(&config, buffers);
+        let Some(rate) = self.rate_of(at) else { return };
+        let mut blocks = rate.allowance(buffers);
         while blocks > 0 && self.may_ask() {
-            let Some(range) = self.next_resync_range(at, blocks) else { return };
+            let Some(range) = self.next_resync_range(at, blocks) else {
+                // What is left is asked for already: look again at the next tick.
+                if let Some(rate) = self.rate_of(at) {
+                    rate.forfeit();
+                }
+                return;
+            };
             let busy = self.volumes[at].host_writes.first_overlap(range).is_some()
                 || self.volumes[at].peer_ops.first_overlap(range).is_some();
             if busy {

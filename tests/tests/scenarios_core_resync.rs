@@ -1,0 +1,74 @@
+//! The speed of a resync: what bounds it, and what does not.
+
+use replication_core::config::RateConfig;
+use replication_core::control::Command;
+use replication_core::state::Conn;
+use replication_core::units::{SectorRange, Span};
+use tests::sim::setup::{MIB, Setup};
+use tests::sim::{A, B, Load, World};
+
+/// Both nodes with a fixed rate, and room for `max_buffers` / 2 blocks under way.
+fn fixed_rate(resync_rate_kib: u32, max_buffers: u32) -> Setup {
+    Setup::with(|s| {
+        let rate = RateConfig { plan_ahead: 0, resync_rate_kib, ..RateConfig::default() };
+        s.disk(|disk| disk.rate = rate);
+        s.net(|net| net.max_buffers = max_buffers);
+    })
+}
+
+/// Syncs everything from A to B and returns how long it took.
+fn full_sync(w: &mut World) -> Span {
+    w.must(B, Command::Invalidate(None));
+    w.since_sync[0].troubled = true;
+    w.run_until("the resync runs", Span::from_secs(5), |w| w.conn(B) == Conn::SyncTarget);
+    let began = w.now;
+    let limit = Span::from_secs(120);
+    w.run_until("its end", limit, |w| w.conn(B) == Conn::Connected);
+    let took = w.now.since(began);
+    w.wait_synced();
+    took
+}
+
+/// With a high rate, memory that becomes free is used again at once: 16 blocks under way at a
+/// time do not mean 16 blocks in each tenth of a second (RS-8).
+#[test]
+fn a_small_window_does_not_bound_the_rate() {
+    let mut w = World::new(1001, fixed_rate(100_000, 32));
+    w.start_synced();
+    let took = full_sync(&mut w);
+    assert!(took < Span::from_secs(3), "8 MiB took {} ms", took.as_ms());
+}
+
+/// The rate stays a bound, however fast the peer answers: 8 MiB at 2000 KiB/s.
+#[test]
+fn the_configured_rate_is_not_exceeded() {
+    let mut w = World::new(1002, fixed_rate(2_000, 2048));
+    w.start_synced();
+    let took = full_sync(&mut w);
+    assert!(took > Span::from_ms(3_900), "8 MiB took {} ms", took.as_ms());
+    assert!(took < Span::from_secs(6), "8 MiB took {} ms", took.as_ms());
+}
+
+/// A fast resync and a busy host get on with each other: both make progress (RS-8, RS-2).
+#[test]
+fn a_fast_resync_leaves_room_for_the_host() {
+    let mut w = World::new(1003, fixed_rate(100_000, 64));
+    w.start_synced();
+    let load = Load::writes(vec![SectorRange { start: 0, end: 4 * MIB }]);
+    w.start_load(A, load);
+    let before = w.nodes[A].host.successes;
+    full_sync_under_load(&mut w);
+    let during = w.nodes[A].host.successes - before;
+    w.drain(A);
+    w.wait_synced();
+    assert!(during > 50, "{during} requests during the resync");
+    assert_eq!(w.nodes[A].host.errors, 0);
+}
+
+fn full_sync_under_load(w: &mut World) {
+    w.must(B, Command::Invalidate(None));
+    w.since_sync[0].troubled = true;
+    w.run_until("the resync runs", Span::from_secs(5), |w| w.conn(B) == Conn::SyncTarget);
+    let limit = Span::from_secs(120);
+    w.run_until("its end", limit, |w| w.conn(B) == Conn::Connected);
+}
