@@ -6,10 +6,12 @@
 //! itself.
 
 mod commands;
+mod promotion;
 
 use std::collections::VecDeque;
 
 use crate::action::{Action, Level, Scope};
+use crate::connect::Then;
 use crate::control::{Command, Refusal, Reply};
 use crate::event::CommandId;
 use crate::resource::Resource;
@@ -49,6 +51,8 @@ struct Job {
     command: Command,
     /// Volumes still to be dealt with, by index.
     todo: VecDeque<usize>,
+    /// Volumes of which the peer has agreed to the change, or need not be asked.
+    agreed: Vec<usize>,
     phase: Phase,
     began: Time,
     /// First failure of a volume.
@@ -80,6 +84,18 @@ enum Outcome {
     Done(Reply),
     /// It is refused.
     Refuse(Refusal),
+}
+
+/// What became of a question to the peer.
+enum Heard {
+    /// It has not answered.
+    Nothing,
+    /// The connection was lost with the question.
+    Lost,
+    /// Yes.
+    Agreed,
+    /// No.
+    Refused(Refusal),
 }
 
 fn refusal(refused: Refused) -> Refusal {
@@ -202,7 +218,8 @@ impl Resource {
         };
         let failure = wanted.filter(|_| todo.is_empty()).map(unknown_volume);
         let began = self.now;
-        Some(Job { id, command, todo, phase: Phase::Start, began, failure })
+        let (phase, agreed) = (Phase::Start, Vec::new());
+        Some(Job { id, command, todo, agreed, phase, began, failure })
     }
 
     fn step_job(&mut self, job: &mut Job) -> Outcome {
@@ -268,15 +285,14 @@ impl Resource {
         change: &StateChange,
         apply: impl FnOnce(&mut Self),
     ) -> Outcome {
-        if self.admin.asked.is_none() {
-            // The connection was lost: the question is another one now.
-            job.phase = Phase::Start;
-            return Outcome::Again;
-        }
-        match self.peers_answer() {
-            None => Outcome::Wait,
-            Some(code) if code >= 1 => {
-                self.admin.asked = None;
+        match self.hear() {
+            Heard::Nothing => Outcome::Wait,
+            Heard::Lost => {
+                // The question is another one now.
+                job.phase = Phase::Start;
+                Outcome::Again
+            }
+            Heard::Agreed => {
                 let old = self.volumes[at].state;
                 if let Err(refused) = soft_change(&old, change, &self.rules(at)) {
                     return Outcome::Refuse(refusal(refused));
@@ -285,16 +301,42 @@ impl Resource {
                 job.phase = Phase::Settle;
                 Outcome::Again
             }
-            Some(code) => {
-                self.admin.asked = None;
-                let refused = Refused::from_code(code).unwrap_or(Refused::ByPeer);
-                let mut refusal = refusal(Refused::ByPeer);
-                refusal.text = format!("{}: {refused} ({code})", refusal.text);
-                if refused == Refused::TwoPrimaries {
-                    refusal.advice = refused.advice().to_owned();
-                }
-                Outcome::Refuse(refusal)
-            }
+            Heard::Refused(refusal) => Outcome::Refuse(refusal),
+        }
+    }
+
+    /// What became of the question that was put to the peer.
+    fn hear(&mut self) -> Heard {
+        if self.admin.asked.is_none() {
+            return Heard::Lost;
+        }
+        let Some(code) = self.peers_answer() else { return Heard::Nothing };
+        self.admin.asked = None;
+        if code >= 1 {
+            return Heard::Agreed;
+        }
+        let refused = Refused::from_code(code).unwrap_or(Refused::ByPeer);
+        let mut refusal = refusal(Refused::ByPeer);
+        refusal.text = format!("{}: {refused} ({code})", refusal.text);
+        if refused == Refused::TwoPrimaries {
+            refusal.advice = refused.advice().to_owned();
+        }
+        Heard::Refused(refusal)
+    }
+
+    /// The peer has agreed to a change that is not made after all: it must not go on believing in
+    /// it (ST-3, ST-4).
+    fn take_back(&mut self, at: usize, change: &StateChange) {
+        let state = self.volumes[at].state;
+        if state.conn < Conn::Connected {
+            return;
+        }
+        let is_role_only = change.conn.is_none() && change.disk.is_none();
+        if is_role_only {
+            self.send_state(at, state);
+        } else {
+            let text = "a change that the peer had agreed to could not be made";
+            self.lose_link(Conn::NetworkFailure, Then::Reconnect, text);
         }
     }
 

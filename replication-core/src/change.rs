@@ -2,18 +2,16 @@
 //!
 //! A change is adjusted ([`sanitize`]), entered, logged, and then its consequences are started:
 //! new generations, packets to the peer, bitmap transfer, end of a resync. Every change of any
-//! volume's state goes through [`Resource::set_state`] or [`Resource::change_state`], so the state
-//! always is a fixed point of `sanitize` (ST-2) and a refused change changes nothing (ST-7).
+//! volume's state goes through [`Resource::set_state`], so the state always is a fixed point of
+//! `sanitize` (ST-2). Whoever makes a change that the rules may refuse asks
+//! [`crate::state::soft_change`] first.
 //!
 //! Invariants: GI-1 (a new generation is durable before anything that the peer will miss is
 //! acknowledged), ST-2, ST-3. Source: protocol notes, sections 6.4, 7 and 9.2.
 
 use crate::action::{Action, Level, Scope};
 use crate::resource::Resource;
-use crate::state::{
-    Conn, Disk, Refused, Role, Rules, State, StateChange, log_line, peer_was_forced, sanitize,
-    soft_change,
-};
+use crate::state::{Conn, Disk, Role, Rules, State, log_line, peer_was_forced, sanitize};
 use crate::units::Sector;
 use crate::volume::{After, MetaTask};
 use crate::wire::Packet;
@@ -68,19 +66,6 @@ impl Resource {
             new.conn = conn;
             self.set_state(at, new, tag);
         }
-    }
-
-    /// A change that may be refused by the rules.
-    pub(crate) fn change_state(
-        &mut self,
-        at: usize,
-        change: &StateChange,
-        tag: &str,
-    ) -> Result<(), Refused> {
-        let old = self.volumes[at].state;
-        let new = soft_change(&old, change, &self.rules(at))?;
-        self.enter(at, new, tag);
-        Ok(())
     }
 
     /// A change that is a fact.

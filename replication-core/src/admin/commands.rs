@@ -168,84 +168,6 @@ impl Resource {
         }
     }
 
-    pub(super) fn step_primary(&mut self, job: &mut Job, force: bool) -> Outcome {
-        if job.phase == Phase::Settle {
-            let is_settled = self.volumes.iter().all(|volume| volume.gate == 0);
-            return if is_settled { Outcome::Done(Reply::Done) } else { Outcome::Wait };
-        }
-        let Some(at) = job.todo.front().copied() else {
-            job.phase = Phase::Settle;
-            return Outcome::Again;
-        };
-        let state = self.volumes[at].state;
-        let forces = force && state.disk < Disk::UpToDate && state.disk >= Disk::Inconsistent;
-        let change = StateChange {
-            role: Some(Role::Primary),
-            disk: forces.then_some(Disk::UpToDate),
-            ..StateChange::default()
-        };
-        if job.phase == Phase::Start && state.role == Role::Primary && !forces {
-            job.todo.pop_front();
-            return Outcome::Again;
-        }
-        let outcome = if job.phase == Phase::Start {
-            if state.conn >= Conn::Connected && job.began == self.now {
-                self.send_ping();
-            }
-            self.ask_or_apply(job, at, &change, |this| this.become_primary(at, forces))
-        } else {
-            self.take_answer(job, at, &change, |this| this.become_primary(at, forces))
-        };
-        match outcome {
-            Outcome::Again if job.phase == Phase::Settle => {
-                job.todo.pop_front();
-                job.phase = Phase::Start;
-                Outcome::Again
-            }
-            Outcome::Refuse(refusal) => {
-                // No half change: volumes that were promoted go back.
-                for at in 0..self.volumes.len() {
-                    let state = self.volumes[at].state;
-                    if state.role == Role::Primary && !job.todo.contains(&at) {
-                        let state = State { role: Role::Secondary, ..state };
-                        self.set_state(at, state, "promotion of another volume failed");
-                    }
-                }
-                Outcome::Refuse(refusal)
-            }
-            other => other,
-        }
-    }
-
-    pub(super) fn become_primary(&mut self, at: usize, forced: bool) {
-        let mut state = self.volumes[at].state;
-        state.role = Role::Primary;
-        if forced {
-            state.disk = Disk::UpToDate;
-            let ix = self.volumes[at].ix;
-            self.log(Level::Warn, Scope::Device(ix), "Forced to consider local data as UpToDate!");
-        }
-        let is_alone = state.conn < Conn::Connected || state.pdsk <= Disk::Failed;
-        let has_bitmap_uuid = self.volumes[at].uuids().is_some_and(|u| !u.bitmap.is_zero());
-        let has_disk = self.volumes[at].uuids().is_some() && state.disk == Disk::UpToDate;
-        let renew = has_disk && (forced || (is_alone && !has_bitmap_uuid));
-        if renew {
-            // The role bit of the new identifier follows from the role.
-            self.new_current_uuid(at);
-            if state.conn >= Conn::Connected {
-                self.send_uuids_as(at, true);
-            }
-        }
-        self.set_state(at, state, "primary");
-    }
-
-    pub(super) fn send_uuids_as(&mut self, at: usize, primary: bool) {
-        if let Some(disk) = self.volumes[at].disk.as_mut() {
-            disk.uuids.set_role(primary);
-        }
-        self.send_uuids(at, false);
-    }
-
     pub(super) fn step_secondary(&mut self, job: &mut Job, holder: Option<&str>) -> Outcome {
         match job.phase {
             Phase::Start => {
@@ -312,13 +234,25 @@ impl Resource {
         if job.phase == Phase::Settle {
             return self.when_durable();
         }
-        job.phase = Phase::Settle;
         let change = StateChange { disk: Some(Disk::Outdated), ..StateChange::default() };
+        let mut below = None;
+        let mut wanted = Vec::new();
         for at in 0..self.volumes.len() {
-            if let Err(refused) = self.change_state(at, &change, "outdate") {
-                return Outcome::Refuse(refusal(refused));
+            match soft_change(&self.volumes[at].state, &change, &self.rules(at)) {
+                Ok(_) => wanted.push(at),
+                // It is as old as wanted, or worse.
+                Err(refused @ Refused::LowerThanOutdated) => below = Some(refused),
+                Err(refused) => return Outcome::Refuse(refusal(refused)),
             }
         }
+        if let Some(refused) = below.filter(|_| wanted.is_empty()) {
+            return Outcome::Refuse(refusal(refused));
+        }
+        for at in wanted {
+            let state = State { disk: Disk::Outdated, ..self.volumes[at].state };
+            self.set_state(at, state, "outdate");
+        }
+        job.phase = Phase::Settle;
         Outcome::Again
     }
 
