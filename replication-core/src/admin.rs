@@ -31,8 +31,10 @@ const TRANSIENT_WAIT: Span = Span::from_secs(5);
 pub(crate) struct Admin {
     job: Option<Job>,
     queue: VecDeque<(CommandId, Command)>,
-    /// The question that the peer has not answered.
+    /// The question under way.
     asked: Option<Asked>,
+    /// Earlier questions whose command was given up before the answer came, oldest first.
+    abandoned: VecDeque<Asked>,
     /// The process is to end after the answer.
     stopping: bool,
 }
@@ -41,6 +43,7 @@ pub(crate) struct Admin {
 struct Asked {
     /// The volume; `None`: the whole connection.
     at: Option<usize>,
+    change: StateChange,
     answer: Option<i32>,
 }
 
@@ -125,7 +128,7 @@ impl Resource {
         if is_forced(&command) {
             // LV-5: it does not wait behind a command that may never end.
             if let Some(job) = self.admin.job.take() {
-                self.end_job(job.id, Err(failure(0, "aborted by a forced command", "")));
+                self.abort_job(&job);
             }
             self.admin.queue.push_front((id, command));
             self.again = true;
@@ -180,6 +183,23 @@ impl Resource {
             }
             self.again = true;
         }
+    }
+
+    /// Gives a command up in the middle; nothing of it may be left behind (ST-4, ST-7, LV-1).
+    fn abort_job(&mut self, job: &Job) {
+        if let Some(asked) = self.admin.asked.take() {
+            match asked.answer {
+                None => self.admin.abandoned.push_back(asked),
+                Some(code) => self.take_back_answer(&asked, code),
+            }
+        }
+        if let Command::Primary { force } = job.command {
+            self.take_back_promotion(job, force);
+        }
+        for volume in &mut self.volumes {
+            volume.is_paused = false;
+        }
+        self.end_job(job.id, Err(failure(0, "aborted by a forced command", "")));
     }
 
     fn end_job(&mut self, id: CommandId, result: Result<Reply, Refusal>) {
@@ -267,8 +287,7 @@ impl Resource {
             return self.refuse_or_wait(job, refused);
         }
         if old.conn >= Conn::Connected {
-            let (mask, value) = change.mask_value();
-            self.ask(Some(at), Packet::StateChgReq { mask, value });
+            self.ask(Some(at), change);
             job.phase = Phase::Asked;
             return Outcome::Wait;
         }
@@ -295,6 +314,7 @@ impl Resource {
             Heard::Agreed => {
                 let old = self.volumes[at].state;
                 if let Err(refused) = soft_change(&old, change, &self.rules(at)) {
+                    self.take_back(at, change);
                     return Outcome::Refuse(refusal(refused));
                 }
                 apply(self);
@@ -328,7 +348,9 @@ impl Resource {
     /// it (ST-3, ST-4).
     fn take_back(&mut self, at: usize, change: &StateChange) {
         let state = self.volumes[at].state;
-        if state.conn < Conn::Connected {
+        // A disk that was to be put away may have gone another way.
+        let is_made = change.disk == Some(Disk::Failed) && state.disk <= Disk::Failed;
+        if state.conn < Conn::Connected || is_made {
             return;
         }
         let is_role_only = change.conn.is_none() && change.disk.is_none();
@@ -366,9 +388,13 @@ impl Resource {
         limits.map(|limit| job.began + limit).into_iter().filter(|until| *until > self.now).min()
     }
 
-    fn ask(&mut self, at: Option<usize>, packet: Packet) {
-        self.admin.asked = Some(Asked { at, answer: None });
-        let nr = at.map_or(VolumeNr(0), |at| self.number_of(at));
+    fn ask(&mut self, at: Option<usize>, change: &StateChange) {
+        self.admin.asked = Some(Asked { at, change: *change, answer: None });
+        let (mask, value) = change.mask_value();
+        let (nr, packet) = match at {
+            Some(at) => (self.number_of(at), Packet::StateChgReq { mask, value }),
+            None => (VolumeNr(0), Packet::ConnStChgReq { mask, value }),
+        };
         self.send_data(nr, packet, None, None);
     }
 
@@ -376,18 +402,29 @@ impl Resource {
         self.admin.asked.and_then(|asked| asked.answer)
     }
 
-    /// The peer's answer to a question.
+    /// The peer's answer to a question. It answers in the order of the questions.
     pub(crate) fn on_change_reply(&mut self, at: Option<usize>, code: i32) {
         self.again = true;
-        if let Some(asked) = self.admin.asked.as_mut().filter(|asked| asked.at == at) {
+        if self.admin.abandoned.front().is_some_and(|asked| asked.at == at) {
+            let asked = self.admin.abandoned.pop_front().expect("it was just seen");
+            self.take_back_answer(&asked, code);
+        } else if let Some(asked) = self.admin.asked.as_mut().filter(|asked| asked.at == at) {
             asked.answer = Some(code);
         } else {
             self.ignored.stale_packets += 1;
         }
     }
 
+    /// Nobody wants the answer to this question any more.
+    fn take_back_answer(&mut self, asked: &Asked, code: i32) {
+        if let Some(at) = asked.at.filter(|_| code >= 1) {
+            self.take_back(at, &asked.change);
+        }
+    }
+
     pub(crate) fn admin_connection_lost(&mut self) {
         self.admin.asked = None;
+        self.admin.abandoned.clear();
         self.again = true;
     }
 

@@ -1,8 +1,9 @@
 //! Commands over several volumes, and questions to the peer: done as a whole or not at all.
 
 use replication_core::control::{Command, Reply};
+use replication_core::event::HostOp;
 use replication_core::state::{Conn, Disk, Role};
-use replication_core::units::Span;
+use replication_core::units::{SectorRange, Span, VolumeNr};
 use tests::sim::setup::Setup;
 use tests::sim::{A, B, World};
 
@@ -92,4 +93,104 @@ fn a_forced_promotion_takes_all_volumes() {
         assert_eq!(w.state(A, volume).role, Role::Primary);
         w.check_equal(volume);
     }
+}
+
+/// The peer agreed to a promotion, and its word that the only disk is gone overtakes its answer:
+/// the promotion is refused here, and the peer does not take this node for a Primary (ST-3, ST-4).
+#[test]
+fn a_promotion_refused_after_the_peer_agreed_is_taken_back() {
+    let mut overtaken = 0;
+    for seed in 1110..1140 {
+        let mut w = World::new(seed, Setup::with(|s| s.speed.jitter = Span::from_ms(5)));
+        w.start_synced();
+        w.must(A, Command::Secondary { holder: None });
+        w.must(A, Command::Detach { volume: None, force: false });
+        w.disk_failed(A, 0);
+        w.settle();
+        let answers = w.packets_sent("P_STATE_CHG_REPLY");
+        let promotion = w.tell(A, Command::Primary { force: false });
+        w.run_until("the peer answers", Span::from_secs(1), |w| {
+            w.packets_sent("P_STATE_CHG_REPLY") > answers
+        });
+        assert_eq!(w.state(B, 0).peer, Role::Primary, "it agreed");
+        w.disk_failed(B, 0);
+        w.must(B, Command::Detach { volume: None, force: true });
+        w.run_until("an answer", Span::from_secs(5), |w| w.reply(A, promotion).is_some());
+        if w.reply(A, promotion).unwrap().is_ok() {
+            continue;
+        }
+        overtaken += 1;
+        w.settle();
+        assert_eq!(w.state(A, 0).role, Role::Secondary);
+        assert_eq!(w.state(B, 0).peer, Role::Secondary, "seed {seed}");
+    }
+    assert!(overtaken > 0, "no seed shows it");
+}
+
+/// A forced command breaks off a promotion of two volumes while the peer is being asked: what it
+/// had agreed to, and what it agrees to later, is taken back (ST-3, ST-4).
+#[test]
+fn a_promotion_given_up_is_taken_back() {
+    let mut w = World::new(1105, Setup::with(Setup::second_volume));
+    w.start_synced();
+    w.must(A, Command::Secondary { holder: None });
+    w.settle();
+    let promotion = w.tell(A, Command::Primary { force: false });
+    w.run_until("the peer agrees to the first", Span::from_secs(1), |w| {
+        w.state(B, 0).peer == Role::Primary
+    });
+    w.run_until("the second is asked for", Span::from_secs(1), |w| {
+        w.state(B, 1).peer == Role::Primary
+    });
+    assert!(w.reply(A, promotion).is_none(), "the answer is on its way");
+    w.disk_failed(A, 1);
+    w.must(A, Command::Detach { volume: Some(VolumeNr(1)), force: true });
+    assert!(w.reply(A, promotion).unwrap().unwrap_err().text.contains("forced"));
+    w.settle();
+    for volume in 0..2 {
+        assert_eq!(w.state(A, volume).role, Role::Secondary);
+        assert_eq!(w.state(B, volume).peer, Role::Secondary, "volume {volume}");
+    }
+    w.must(A, Command::Primary { force: false });
+    w.settle();
+    assert_eq!(w.state(B, 0).peer, Role::Primary);
+}
+
+/// A detach is forced while the peer is being asked for its consent: the Primary, now without a
+/// disk, keeps the connection that it needs.
+#[test]
+fn a_detach_forced_in_the_middle_keeps_the_connection() {
+    let mut w = World::new(1107, Setup::default());
+    w.start_synced();
+    w.write(A, 0, 0, 8);
+    let detach = w.tell(A, Command::Detach { volume: None, force: false });
+    assert!(w.reply(A, detach).is_none(), "the peer is being asked");
+    w.disk_failed(A, 0);
+    w.must(A, Command::Detach { volume: None, force: true });
+    w.settle();
+    assert_eq!((w.conn(A), w.state(A, 0).disk), (Conn::Connected, Disk::Diskless));
+    w.read(A, 0, 0, 8);
+    w.write(A, 0, 8, 8);
+}
+
+/// A forced command breaks off a resize: the volume goes on (LV-1).
+#[test]
+fn a_resize_given_up_does_not_hold_the_volume() {
+    let mut w = World::new(1106, Setup::default());
+    w.start_synced();
+    w.write(A, 0, 0, 8);
+    let resize = Command::Resize {
+        volume: None,
+        size: None,
+        assume_clean: false,
+        assume_peer_has_space: false,
+    };
+    let write = w.submit(A, 0, HostOp::Write { fua: false }, SectorRange { start: 0, end: 8 });
+    let resize = w.tell(A, resize);
+    assert!(w.reply(A, resize).is_none(), "it waits for the write");
+    w.must(A, Command::Disconnect { force: true });
+    assert!(w.reply(A, resize).unwrap().unwrap_err().text.contains("forced"));
+    let write = write.unwrap();
+    w.run_until("the write", Span::from_secs(5), |w| w.answer(A, write).is_some());
+    w.write(A, 0, 64, 8);
 }

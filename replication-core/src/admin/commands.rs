@@ -12,7 +12,7 @@ use crate::resource::Resource;
 use crate::state::{Conn, Disk, OnNoData, Refused, Role, State, StateChange, soft_change};
 use crate::units::{Sector, VolumeNr};
 use crate::volume::MetaTask;
-use crate::wire::{Packet, UuidFlags};
+use crate::wire::UuidFlags;
 
 impl Resource {
     pub(super) fn step_up(&mut self, job: &mut Job) -> Outcome {
@@ -145,8 +145,7 @@ impl Resource {
                         return self.refuse_or_wait(job, refused);
                     }
                 }
-                let (mask, value) = change.mask_value();
-                self.ask(None, Packet::ConnStChgReq { mask, value });
+                self.ask(None, &change);
                 job.phase = Phase::Asked;
                 Outcome::Wait
             }
@@ -488,8 +487,7 @@ impl Resource {
                 if self.link.conn == Conn::Connected && !force {
                     let change =
                         StateChange { conn: Some(Conn::Disconnecting), ..StateChange::default() };
-                    let (mask, value) = change.mask_value();
-                    self.ask(None, Packet::ConnStChgReq { mask, value });
+                    self.ask(None, &change);
                 }
                 job.phase = Phase::Disconnecting;
                 Outcome::Again

@@ -11,7 +11,6 @@ use crate::action::{Level, Scope};
 use crate::control::Reply;
 use crate::resource::Resource;
 use crate::state::{Conn, Disk, Refused, Role, StateChange, soft_change};
-use crate::wire::Packet;
 
 impl Resource {
     pub(super) fn step_primary(&mut self, job: &mut Job, force: bool) -> Outcome {
@@ -86,8 +85,7 @@ impl Resource {
             if let Some(change) = change
                 && self.volumes[at].state.conn >= Conn::Connected
             {
-                let (mask, value) = change.mask_value();
-                self.ask(Some(at), Packet::StateChgReq { mask, value });
+                self.ask(Some(at), &change);
                 return Outcome::Wait;
             }
             job.agreed.extend(job.todo.pop_front());
@@ -105,7 +103,7 @@ impl Resource {
         Outcome::Again
     }
 
-    fn take_back_promotion(&mut self, job: &Job, force: bool) {
+    pub(super) fn take_back_promotion(&mut self, job: &Job, force: bool) {
         for at in &job.agreed {
             if let Some(change) = self.promotion_of(*at, force) {
                 self.take_back(*at, &change);
