@@ -402,6 +402,12 @@ impl Resource {
         self.admin.asked.and_then(|asked| asked.answer)
     }
 
+    /// Whether the peer was asked to be the source of a full sync, and has not answered.
+    pub(crate) fn asks_to_be_target(&self, at: usize) -> bool {
+        let is_it = |a: &Asked| a.at == Some(at) && a.change.conn == Some(Conn::StartingSyncT);
+        self.admin.asked.as_ref().is_some_and(is_it)
+    }
+
     /// The peer's answer to a question. It answers in the order of the questions.
     pub(crate) fn on_change_reply(&mut self, at: Option<usize>, code: i32) {
         self.again = true;

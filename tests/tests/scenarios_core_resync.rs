@@ -72,3 +72,17 @@ fn full_sync_under_load(w: &mut World) {
     let limit = Span::from_secs(120);
     w.run_until("its end", limit, |w| w.conn(B) == Conn::Connected);
 }
+
+/// The source's first word of a full sync may arrive before its consent, which takes the other
+/// socket: that is no broken protocol (ORD-7).
+#[test]
+fn the_start_of_a_full_sync_may_overtake_the_consent() {
+    for seed in 1010..1030 {
+        let mut w = World::new(seed, Setup::with(|s| s.speed.jitter = Span::from_ms(5)));
+        w.start_synced();
+        w.must(B, Command::Invalidate(None));
+        w.since_sync[0].troubled = true;
+        w.wait_synced();
+        assert!(!w.has_logged(B, "P_SYNC_UUID"), "seed {seed}");
+    }
+}

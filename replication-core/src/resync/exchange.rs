@@ -164,6 +164,7 @@ impl Resource {
 
     /// The source's start of the resync.
     pub(crate) fn on_sync_uuid(&mut self, at: usize, uuid: u64) -> Result<(), Wrong> {
+        let asks_for_it = self.asks_to_be_target(at);
         let volume = &mut self.volumes[at];
         let state = volume.state;
         if volume.disk.is_none() {
@@ -172,6 +173,8 @@ impl Resource {
         match state.conn {
             Conn::WFSyncUUID | Conn::Behind => self.start_target(at, uuid),
             Conn::StartingSyncT | Conn::WFBitMapT => volume.early_sync_uuid = Some(uuid),
+            // It has overtaken the peer's consent, which comes through the other socket (ORD-7).
+            Conn::Connected if asks_for_it => volume.early_sync_uuid = Some(uuid),
             Conn::Connected if volume.resync_after_grow => {
                 volume.early_sync_uuid = Some(uuid);
                 self.start_grow_sync(at);
