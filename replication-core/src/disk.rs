@@ -268,7 +268,7 @@ impl Resource {
         let mut image = disk.superblock;
         image.flags = image
             .flags
-            .with(MetaFlags::FULL_SYNC, disk.full_sync)
+            .with(MetaFlags::FULL_SYNC, disk.counts_all_set())
             .with(MetaFlags::AL_DISABLED, disk.log_disabled)
             .with(MetaFlags::AL_CLEAN, disk.clean_end);
         image.magic = if disk.clean_end { Magic::V08Clean } else { Magic::V08Unclean };
@@ -333,8 +333,7 @@ impl Resource {
                     disk.clean_end = !is_primary;
                 }
             }
-            After::Resized if ok => self.resized(at),
-            After::Resized => {}
+            After::Resized => self.again = true,
         }
     }
 

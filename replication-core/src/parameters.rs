@@ -304,7 +304,6 @@ impl Resource {
         disk.superblock.la_size = size;
         disk.bitmap.resize(size.0.div_ceil(SECTORS_PER_BLOCK), !new_part_is_clean);
         disk.bitmap.mark_all_dirty();
-        disk.full_sync = true;
         self.volumes[at].gate += 1;
         self.push_meta(at, MetaTask::Superblock);
         self.push_meta(at, MetaTask::Bitmap);
@@ -312,14 +311,6 @@ impl Resource {
         self.push_meta(at, MetaTask::Superblock);
         self.push_meta(at, MetaTask::Then(After::OpenGate));
         self.set_size(at, size);
-    }
-
-    /// The bitmap of the new size is durable.
-    pub(crate) fn resized(&mut self, at: usize) {
-        if let Some(disk) = self.volumes[at].disk.as_mut() {
-            disk.full_sync = false;
-        }
-        self.again = true;
     }
 
     /// Sends this node's generations, if it has a disk. `attaching`: the disk waits for the

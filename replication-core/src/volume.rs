@@ -133,8 +133,6 @@ pub(crate) struct LocalDisk {
     pub(crate) meta: MetaQueue,
     /// This node was Primary when it went down and was not in sync since (GI-10).
     pub(crate) crashed_primary: bool,
-    /// Every bit counts as set until an operation on the whole bitmap is done.
-    pub(crate) full_sync: bool,
     /// The activity log on disk is not valid.
     pub(crate) log_disabled: bool,
     /// Bits were cleared since the last data flush: the bitmap may not go to disk before one.
@@ -156,6 +154,19 @@ pub(crate) struct LocalDisk {
     pub(crate) failed_blocks: u64,
     /// The last superblock on disk was the clean end of a detach.
     pub(crate) clean_end: bool,
+}
+
+impl LocalDisk {
+    /// Whether work on the whole bitmap is under way: should this node crash before all of it is
+    /// done, whatever its reason, every bit counts as set (BM-8, RS-3).
+    pub(crate) fn counts_all_set(&self) -> bool {
+        self.meta.tasks.iter().any(|task| {
+            matches!(
+                task,
+                MetaTask::Then(After::FinishAttach | After::Resized | After::FullSyncSet)
+            )
+        })
+    }
 }
 
 /// Counters of a volume for status outputs.

@@ -71,7 +71,6 @@ impl Resource {
             log_write: LogWrite::Idle,
             meta: MetaQueue::default(),
             crashed_primary: false,
-            full_sync: false,
             log_disabled: false,
             cleared_unflushed: false,
             flush_first: false,
@@ -224,7 +223,6 @@ impl Resource {
         let moved = size != old;
         if moved {
             // A crash before the end of this leads to a full sync.
-            disk.full_sync = true;
             disk.log_disabled = true;
         }
         self.decide_found_state(at);
@@ -329,7 +327,6 @@ impl Resource {
         let volume = &mut self.volumes[at];
         let disk = volume.disk.as_mut().expect("an attach is under way");
         disk.stage = Stage::Attached;
-        disk.full_sync = false;
         disk.log_disabled = !volume.config.disk.al_updates;
         disk.log.reset();
         let size = disk.superblock.la_size;

@@ -15,7 +15,7 @@ use crate::resource::Resource;
 use crate::resync::target::Resync;
 use crate::state::{Conn, Disk, State};
 use crate::units::SectorRange;
-use crate::volume::{After, MetaTask, Stage};
+use crate::volume::{After, LocalDisk, MetaTask, Stage};
 use crate::wire::{BitmapReceiver, BitmapSender, Packet, Progress, SizesFlags};
 
 /// Bitmap packets given to the driver at a time.
@@ -211,7 +211,6 @@ impl Resource {
         let Some(disk) = volume.disk.as_mut() else { return };
         disk.bitmap.set_all();
         disk.failed_blocks = 0;
-        disk.full_sync = true;
         self.push_meta(at, MetaTask::Superblock);
         self.push_meta(at, MetaTask::Bitmap);
         self.push_meta(at, MetaTask::Then(After::FullSyncSet));
@@ -219,8 +218,11 @@ impl Resource {
 
     pub(crate) fn full_sync_set(&mut self, at: usize) {
         let state = self.volumes[at].state;
-        if let Some(disk) = self.volumes[at].disk.as_mut() {
-            disk.full_sync = false;
+        let is_last =
+            |disk: &LocalDisk| !disk.meta.tasks.contains(&MetaTask::Then(After::FullSyncSet));
+        if !self.volumes[at].disk.as_ref().is_some_and(is_last) {
+            // The full sync was begun anew meanwhile: its bits are not yet durable.
+            return;
         }
         self.push_meta(at, MetaTask::Superblock);
         match state.conn {

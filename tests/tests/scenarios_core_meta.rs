@@ -1,0 +1,81 @@
+//! Metadata that several things change at once, and sizes that were asked for.
+
+use replication_core::control::Command;
+use replication_core::meta::MetaFlags;
+use replication_core::state::Conn;
+use replication_core::units::{Sector, Span};
+use tests::sim::disk::{Fault, Kind, Trouble};
+use tests::sim::setup::{MIB, Setup};
+use tests::sim::{A, B, World};
+
+fn resize(size: Option<u64>, assume_clean: bool) -> Command {
+    let size = size.map(Sector);
+    Command::Resize { volume: None, size, assume_clean, assume_peer_has_space: false }
+}
+
+/// A full sync begins while the bitmap of a new size is being written. Before its bits are on the
+/// disk, the superblock says that all of them count as set: the end of the resize does not take
+/// that away (BM-8, RS-3).
+#[test]
+fn a_resize_does_not_cancel_the_intent_of_a_full_sync() {
+    for delay in 0..20 {
+        let setup = Setup::with(|s| {
+            s.external_meta(2048);
+            s.nodes[B].devices[0].data = 12 * MIB;
+            s.nodes[B].disk_time = (Span::from_ms(4), Span::from_ms(4));
+        });
+        let mut w = World::new(1200 + delay, setup);
+        w.start_synced();
+        w.nodes[A].backing[0].data.grow(12 * MIB);
+        w.tell(A, resize(None, true));
+        w.run_until("the peer's new size", Span::from_secs(1), |w| w.nodes[B].sizes[0] > 8 * MIB);
+        w.run_for(Span(delay * 500_000));
+        w.tell(B, Command::Invalidate(None));
+        w.since_sync[0].troubled = true;
+        w.run_until("the intent", Span::from_secs(5), |w| w.conn(B) == Conn::StartingSyncT);
+        let mut is_announced = false;
+        w.run_until("the full sync", Span::from_secs(5), |w| {
+            let on_disk = w.on_disk(B, 0).expect("a disk");
+            let all = (0..12 * MIB / 8).all(|block| on_disk.covers(block));
+            assert!(
+                !all || is_announced || on_disk.superblock.flags.contains(MetaFlags::FULL_SYNC)
+            );
+            is_announced = all;
+            w.conn(B) == Conn::SyncTarget
+        });
+    }
+}
+
+/// A full sync is begun anew while the bits of an earlier one, given up with its connection, are
+/// still being written: one start comes of it, with one identifier (GI-7).
+#[test]
+fn a_full_sync_begun_twice_starts_once() {
+    let mut w = World::new(1231, Setup::with(|s| s.external_meta(2048)));
+    w.start_synced();
+    w.must(A, Command::Secondary { holder: None });
+    w.settle();
+    let limit = Span::from_secs(20);
+    let geometry = w.nodes[A].setup.geometry(0, 8 * MIB, Some(2048)).unwrap();
+    let start = geometry.bitmap.0;
+    let range = Some(replication_core::units::SectorRange { start, end: start + 8 });
+    let fault = Fault { kind: Kind::MetaWrite, range, times: Some(1), trouble: Trouble::Stick };
+    w.nodes[A].backing[0].meta_disk_mut().add_fault(fault);
+    let before = w.status(A).volumes[0].uuids;
+    w.must(B, Command::Invalidate(None));
+    w.disk_failed(B, 0);
+    w.run_for(Span::from_ms(50));
+    assert_eq!(w.conn(A), Conn::StartingSyncS, "its bitmap is stuck");
+    w.net.reset_all(w.now);
+    w.run_until("lost", limit, |w| w.conn(A) < Conn::Connected);
+    w.run_until("back", limit, |w| w.conn(A) >= Conn::Connected && w.conn(B) >= Conn::Connected);
+    w.run_for(Span::from_ms(50));
+    w.must(B, Command::Invalidate(None));
+    w.run_for(Span::from_ms(50));
+    assert_eq!(w.conn(A), Conn::StartingSyncS);
+    w.heal_disks(A);
+    w.run_until("the resync", limit, |w| w.conn(A) == Conn::SyncSource);
+    assert_eq!(w.packets_sent("P_SYNC_UUID"), 1);
+    let after = w.status(A).volumes[0].uuids;
+    assert_eq!(before[2], after[2], "{before:x?} {after:x?}");
+    w.wait_synced();
+}
