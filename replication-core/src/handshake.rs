@@ -17,7 +17,9 @@ use serde::{Deserialize, Serialize};
 
 pub use peer_state::{Conclusion, PeerReport, Pending, Verdict};
 pub use protocol::{Incompatible, ProtocolSettings, check_protocol};
-pub use size::{AgreedSize, SizeConflict, Sizes, SizesDiskless, agree_size, agree_size_diskless};
+pub use size::{
+    AgreedSize, SizeConflict, Sizes, SizesDiskless, agree_size, agree_size_diskless, agree_user,
+};
 
 use crate::gi::{Compare, Comparison, Outcome, PeerUuids, Uuid, Uuids, compare};
 use crate::split_brain::{self, Decision, Party, Policies, RrConflict};

@@ -13,7 +13,7 @@ use crate::gi::{PeerUuids, UuidFlags as GiFlags, Uuids};
 use crate::handshake::{
     AgreedSize, Conclusion, Handshake, HandshakeFailure, PeerReport, Pending, ProtocolSettings,
     Sizes as SizeInput, SizesDiskless, SyncDecision, Verdict, agree_size, agree_size_diskless,
-    check_exposed_data, check_protocol, is_skip_initial_sync,
+    agree_user, check_exposed_data, check_protocol, is_skip_initial_sync,
 };
 use crate::limits;
 use crate::peer_request::Wrong;
@@ -247,6 +247,11 @@ impl Resource {
             }
             return;
         }
+        // For the disk to come: what was asked for meanwhile (ours; the notes are silent).
+        let handshaking = state.conn <= Conn::WFReportParams;
+        let own = self.volumes[at].config.disk.size.unwrap_or(Sector(0));
+        let user = agree_user(own, Some(Sector(theirs.user_sectors)), handshaking);
+        self.volumes[at].config.disk.size = (user != Sector(0)).then_some(user);
         let input = SizesDiskless {
             peer_capacity: Sector(theirs.disk_sectors),
             peer_user: Sector(theirs.user_sectors),
@@ -278,6 +283,8 @@ impl Resource {
             self.lose_link(Conn::ProtocolError, Then::Reconnect, &text);
             return;
         }
+        // What either operator asked for is known on both nodes from here on.
+        self.volumes[at].config.disk.size = (agreed.user != Sector(0)).then_some(agreed.user);
         if agreed.size != old {
             self.resize_to(at, agreed.size, clean);
         }

@@ -79,3 +79,53 @@ fn a_full_sync_begun_twice_starts_once() {
     assert_eq!(before[2], after[2], "{before:x?} {after:x?}");
     w.wait_synced();
 }
+
+/// A device made smaller than its disks with `resize --size` has that size on both nodes, and
+/// keeps it over reconnects and restarts of either, whoever was asked (FE-1).
+#[test]
+fn a_size_asked_for_is_known_on_both_nodes() {
+    let small = 4 * MIB;
+    let mut w = World::new(1241, Setup::default());
+    w.start_synced();
+    w.write(A, 0, 0, 64);
+    w.settle();
+    w.must(A, resize(Some(small), false));
+    w.wait_synced();
+    assert_eq!(w.nodes[A].sizes[0], small);
+    assert_eq!(w.nodes[B].sizes[0], small);
+    w.write(A, 0, small - 8, 8);
+    for n in [B, A] {
+        w.must(n, Command::Disconnect { force: false });
+        w.run_for(Span::from_secs(1));
+        w.must(n, Command::Connect { discard_my_data: false });
+        w.wait_synced();
+        assert_eq!([w.nodes[A].sizes[0], w.nodes[B].sizes[0]], [small; 2], "node {n} was away");
+    }
+    for n in [B, A] {
+        w.kill(n);
+        w.restart(n);
+        w.wait_connected();
+        w.wait_synced();
+        assert_eq!([w.nodes[A].sizes[0], w.nodes[B].sizes[0]], [small; 2], "node {n} restarted");
+    }
+    w.must(A, Command::Primary { force: false });
+    w.read_all(A, 0);
+}
+
+/// The same while a disk is away: when it is back, the device does not grow under its user.
+#[test]
+fn a_size_asked_for_is_known_without_a_disk() {
+    let small = 4 * MIB;
+    let mut w = World::new(1242, Setup::default());
+    w.start_synced();
+    w.write(A, 0, 0, 64);
+    w.must(B, Command::Detach { volume: None, force: false });
+    w.disk_failed(B, 0);
+    w.must(A, resize(Some(small), false));
+    w.settle();
+    assert_eq!([w.nodes[A].sizes[0], w.nodes[B].sizes[0]], [small; 2]);
+    w.must(B, Command::Attach(None));
+    w.wait_synced();
+    assert_eq!([w.nodes[A].sizes[0], w.nodes[B].sizes[0]], [small; 2]);
+    w.read_all(A, 0);
+}

@@ -427,9 +427,14 @@ impl Resource {
             return Outcome::Refuse(failure(159, text, "take the resource down and up again"));
         }
         let protocol = self.config.net.protocol != new.net.protocol;
-        self.config = new.clone();
-        for (volume, config) in self.volumes.iter_mut().zip(&new.volumes) {
-            volume.config = config.clone();
+        let old = std::mem::replace(&mut self.config, new.clone());
+        for ((volume, old), new) in self.volumes.iter_mut().zip(&old.volumes).zip(&new.volumes) {
+            let size = volume.config.disk.size;
+            volume.config = new.clone();
+            if old.disk.size == new.disk.size {
+                // Agreed upon since by a resize: this is no wish to change it.
+                volume.config.disk.size = size;
+            }
         }
         self.transfer_log.set_max_epoch_size(new.net.max_epoch_size);
         for at in 0..self.volumes.len() {

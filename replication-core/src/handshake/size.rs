@@ -78,6 +78,17 @@ const fn smaller_set(a: Sector, b: Sector) -> Sector {
     }
 }
 
+/// The configured size to keep: in a handshake both nodes' wishes count, later the peer's word is
+/// the last.
+#[must_use]
+pub const fn agree_user(own: Sector, peer: Option<Sector>, handshaking: bool) -> Sector {
+    match peer {
+        None => own,
+        Some(peer) if handshaking => smaller_set(own, peer),
+        Some(peer) => peer,
+    }
+}
+
 /// The size that results from the disks: what both hold, or what was agreed upon before.
 const fn size_of_disks(own: Sector, peer: Sector, last_agreed: Sector) -> Sector {
     let known = smaller_set(own, peer);
@@ -90,11 +101,7 @@ const fn size_of_disks(own: Sector, peer: Sector, last_agreed: Sector) -> Sector
 /// [`SizeConflict::PeerTooSmall`] if a device with usable data would shrink because of a peer
 /// that was just met; the connection ends in StandAlone.
 pub fn agree_size(sizes: &Sizes) -> Result<AgreedSize, SizeConflict> {
-    let user = match sizes.peer_user {
-        None => sizes.own_user,
-        Some(peer) if sizes.handshaking => smaller_set(sizes.own_user, peer),
-        Some(peer) => peer,
-    };
+    let user = agree_user(sizes.own_user, sizes.peer_user, sizes.handshaking);
     let possible = size_of_disks(sizes.own_capacity, sizes.peer_capacity, sizes.last_agreed);
     let user_is_too_large = user > possible;
     let size = if user.0 == 0 || user_is_too_large { possible } else { user };
