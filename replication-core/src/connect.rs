@@ -260,11 +260,6 @@ impl Link {
         wire::decode(self.stream(sock, header.command), header, fixed, &self.agreed())
     }
 
-    /// Packets of the data socket that the system has not accepted.
-    pub(crate) fn unsent(&self) -> u64 {
-        self.data.as_ref().map_or(0, |sock| sock.sent - sock.accepted)
-    }
-
     fn is_up(&self) -> bool {
         !matches!(self.phase, Phase::Down | Phase::Leaving | Phase::Pause { .. })
     }

@@ -224,6 +224,19 @@ impl ReceiveEpochs {
         Some(Step::Acknowledge { barrier, writes })
     }
 
+    /// Epochs that are not finished, the open one included: bounded by
+    /// [`crate::limits::MAX_PEER_EPOCHS`], as none is received beyond.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Never: there is always an open epoch.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     /// Writes received and not finished.
     #[must_use]
     pub fn unfinished(&self) -> u64 {

@@ -45,5 +45,13 @@ pub const MAX_DEVICE_SECTORS: u64 = 1 << 35;
 
 /// Requests of the host in flight for one volume; the queue depth of a frontend may not exceed it.
 pub const MAX_QUEUE_DEPTH: u16 = 4096;
+/// Requests of the peer that are held at a time; more are left in the socket.
+pub const MAX_PEER_REQUESTS: u32 = 4096;
+/// Write epochs of the peer that are held at a time: one for each write that may be held.
+pub const MAX_PEER_EPOCHS: usize = 4096;
+/// Acknowledgements that wait for the peer to read; then its data waits, too. Twice as many end
+/// the connection: whoever lets answers pile up and goes on asking reads none.
+pub const MAX_UNREAD_ACKS: u64 = 2 * 4096;
+
 /// Connections that a listening node holds before their first packet has come.
 pub const MAX_PENDING_ACCEPTS: usize = 5;

@@ -7,6 +7,7 @@
 
 use crate::action::{Level, Scope};
 use crate::connect::Then;
+use crate::limits;
 use crate::peer_request::Wrong;
 use crate::request::AckKind;
 use crate::resource::Resource;
@@ -47,6 +48,9 @@ impl Resource {
     fn receive_for_connection(&mut self, packet: &Packet) -> Result<(), Wrong> {
         match packet {
             Packet::Ping => {
+                if self.link.unread_acks() >= 2 * limits::MAX_UNREAD_ACKS {
+                    return Err(String::from("the peer reads no answers"));
+                }
                 self.send_meta(VolumeNr(0), Packet::PingAck);
                 Ok(())
             }

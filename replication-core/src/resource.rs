@@ -164,8 +164,6 @@ impl std::fmt::Debug for Resource {
     }
 }
 
-/// Requests of the peer that are held at a time; more are left in the socket.
-const MAX_PEER_REQUESTS: u32 = 4096;
 /// Spare metadata pages kept from the start.
 const SPARE_PAGES: usize = 64;
 
@@ -219,7 +217,7 @@ impl Resource {
         let volumes = u32::try_from(config.volumes.len().max(1)).expect("the number was checked");
         let host_slots = u32::from(memory.queue_depth) * volumes;
         let log_slots = host_slots + 2 * config.net.max_epoch_size;
-        let slots = depth + MAX_PEER_REQUESTS as usize;
+        let slots = depth + limits::MAX_PEER_REQUESTS as usize;
         let volumes = config.volumes.iter().enumerate().map(|(at, volume)| {
             let ix = VolumeIx(u8::try_from(at).expect("the number of volumes was checked"));
             Volume::new(ix, volume.clone(), slots)
@@ -230,8 +228,8 @@ impl Resource {
             link: Link::new(),
             pool: BufferPool::new(memory.first_pool_page, memory.pool_pages),
             requests: Slab::new(host_slots + log_slots),
-            peer_requests: Slab::new(MAX_PEER_REQUESTS),
-            ops: Slab::new(2 * host_slots + 2 * MAX_PEER_REQUESTS + 1024),
+            peer_requests: Slab::new(limits::MAX_PEER_REQUESTS),
+            ops: Slab::new(2 * host_slots + 2 * limits::MAX_PEER_REQUESTS + 1024),
             transfer_log: TransferLog::new(log_slots as usize, config.net.max_epoch_size),
             epochs: ReceiveEpochs::new(ordering),
             admin: crate::admin::Admin::default(),
@@ -339,8 +337,10 @@ impl Resource {
     #[must_use]
     pub fn may_receive(&self, sock: SockId) -> bool {
         // Keep-alives are answered whatever the load is.
-        let has_room =
-            self.peer_requests.len() + 2 < MAX_PEER_REQUESTS as usize && self.spare_ops() > 64;
+        let has_room = self.peer_requests.len() + 2 < limits::MAX_PEER_REQUESTS as usize
+            && self.epochs.len() < limits::MAX_PEER_EPOCHS
+            && self.link.unread_acks() < limits::MAX_UNREAD_ACKS
+            && self.spare_ops() > 64;
         self.link.may_receive(sock) && (has_room || !self.link.is_data(sock))
     }
 

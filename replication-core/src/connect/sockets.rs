@@ -3,7 +3,7 @@
 //! One writer for each socket; nothing comes between the packets of a bitmap transfer. A peer that
 //! is silent or accepts nothing is given up within configured bounds (WP-6).
 
-use super::{Deferred, Hold, Phase, Then};
+use super::{Deferred, Hold, Link, Phase, Then};
 use crate::action::Action;
 use crate::event::SockId;
 use crate::limits;
@@ -12,6 +12,18 @@ use crate::state::Conn;
 use crate::units::{Buf, Time, VolumeNr};
 use crate::wire::{Packet, Stream};
 use arrayvec::ArrayVec;
+
+impl Link {
+    /// Packets of the data socket that the system has not accepted.
+    pub(crate) fn unsent(&self) -> u64 {
+        self.data.as_ref().map_or(0, |sock| sock.sent - sock.accepted)
+    }
+
+    /// Packets of the meta socket that the system has not accepted.
+    pub(crate) fn unread_acks(&self) -> u64 {
+        self.meta.as_ref().map_or(0, |sock| sock.sent - sock.accepted)
+    }
+}
 
 impl Resource {
     pub(crate) fn on_sent(&mut self, sock: SockId, upto: u64) {
