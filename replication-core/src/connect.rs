@@ -54,11 +54,18 @@ pub(crate) struct Sock {
     holds: VecDeque<(u64, Hold)>,
     /// When the system last accepted something, or had nothing to accept.
     moved_at: Time,
+    /// Dialed by this node, and never yet preferred to a socket that the peer dialed.
+    is_first_choice: bool,
 }
 
 impl Sock {
     fn new(id: SockId, now: Time) -> Self {
-        Self { id, sent: 0, accepted: 0, holds: VecDeque::with_capacity(256), moved_at: now }
+        let holds = VecDeque::with_capacity(256);
+        Self { id, sent: 0, accepted: 0, holds, moved_at: now, is_first_choice: false }
+    }
+
+    fn dialed(id: SockId, now: Time) -> Self {
+        Self { is_first_choice: true, ..Self::new(id, now) }
     }
 }
 
@@ -204,7 +211,8 @@ impl Link {
     /// Whether the next packet may be taken from a socket: what came early stays in it.
     pub(crate) fn may_receive(&self, sock: SockId) -> bool {
         if self.is_fresh(sock) {
-            return matches!(self.phase, Phase::Waiting { .. });
+            // An attempt of this node may take long; the peer's need not wait for its end.
+            return matches!(self.phase, Phase::Dialing | Phase::Waiting { .. });
         }
         match self.phase {
             Phase::Features { .. } | Phase::Challenge { .. } | Phase::Response { .. } => {
@@ -308,10 +316,10 @@ impl Resource {
     fn take_dialed(&mut self, sock: SockId) {
         let now = self.now;
         if self.link.data.is_none() {
-            self.link.data = Some(Sock::new(sock, now));
+            self.link.data = Some(Sock::dialed(sock, now));
             self.send_on(Stream::Data, VolumeNr(0), Packet::InitialData, None, None);
         } else if self.link.meta.is_none() {
-            self.link.meta = Some(Sock::new(sock, now));
+            self.link.meta = Some(Sock::dialed(sock, now));
             self.link.is_resolver = false;
             self.send_on(Stream::Meta, VolumeNr(0), Packet::InitialMeta, None, None);
         } else {
@@ -373,20 +381,18 @@ impl Resource {
     }
 
     fn take_accepted(&mut self, sock: SockId, stream: Stream) {
-        let keeps_own = self.config.net.keeps_own_dial;
         let new = Sock::new(sock, self.now);
-        let (slot, crossed) = match stream {
-            Stream::Data => {
-                let crossed = self.link.data.is_some();
-                (&mut self.link.data, crossed)
-            }
-            Stream::Meta => {
-                let crossed = self.link.meta.is_some();
-                (&mut self.link.meta, crossed)
-            }
+        let slot = match stream {
+            Stream::Data => &mut self.link.data,
+            Stream::Meta => &mut self.link.meta,
         };
-        if crossed && keeps_own {
-            // Both dialed at once. The peer gives up its attempt for ours.
+        let crossed = slot.is_some();
+        if self.config.net.keeps_own_dial
+            && let Some(own) = slot
+            && std::mem::take(&mut own.is_first_choice)
+        {
+            // Both dialed at once. The peer gives up its attempt for ours; if it comes again, it
+            // has not got ours.
             self.close_stray(sock);
             return;
         }
