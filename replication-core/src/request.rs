@@ -77,6 +77,8 @@ pub(crate) struct Request {
     net: Net,
     /// The driver may still read its memory for a packet.
     sending: bool,
+    /// The driver may be writing the peer's answer into its memory.
+    receiving: bool,
     /// It holds references in the activity log.
     pub(crate) in_al: bool,
     /// It is in the transfer log.
@@ -139,6 +141,7 @@ impl Resource {
             local: Local::None,
             net: Net::None,
             sending: false,
+            receiving: false,
             in_al: false,
             in_transfer_log: false,
             protocol: self.config.net.protocol,
@@ -244,6 +247,7 @@ impl Resource {
         let request = self.requests.get_mut(key).expect("it is being started");
         request.progress = Progress::Running;
         request.net = Net::Pending;
+        request.receiving = false;
         request.sent_at = now;
         let size = u32::try_from(range.bytes()).expect("bounded by the frontend's largest request");
         let block = BlockRequest { sector: Sector(range.start), block_id: BlockId(key.0), size };

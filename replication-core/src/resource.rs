@@ -385,7 +385,7 @@ impl Resource {
     /// after the next event.
     pub fn payload_buffer(&mut self, packet: &Packet) -> Option<Buf> {
         if let Packet::DataReply(header) = packet
-            && let Some(buf) = self.remote_read_buffer(header)
+            && let Some(buf) = self.begin_remote_read(header)
         {
             return Some(buf);
         }

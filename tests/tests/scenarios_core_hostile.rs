@@ -1,9 +1,10 @@
 //! A peer that breaks the rules: memory stays bounded, and the connection is the price (WP-1).
 
 use replication_core::control::Command;
+use replication_core::event::HostOp;
 use replication_core::state::Conn;
-use replication_core::units::{Span, VolumeNr};
-use replication_core::wire::{self, BarrierToken, HeaderKind, Packet};
+use replication_core::units::{Errno, Sector, SectorRange, Span, VolumeNr};
+use replication_core::wire::{self, BarrierToken, BlockAck, BlockId, HeaderKind, Packet};
 use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::setup::Setup;
 use tests::sim::{A, B, World};
@@ -16,15 +17,15 @@ fn streams(w: &World) -> [u32; 2] {
     found.try_into().expect("one pair of sockets")
 }
 
-/// Puts packets into a stream from A to B that A's core knows nothing of.
-fn inject(w: &mut World, stream: u32, packets: impl Iterator<Item = Packet>) -> usize {
-    let agreed = w.nodes[A].resource.as_ref().expect("it runs").agreed();
+/// Puts packets into a stream from a node to the other that its core knows nothing of.
+fn inject(w: &mut World, from: usize, stream: u32, packets: impl Iterator<Item = Packet>) -> usize {
+    let agreed = w.nodes[from].resource.as_ref().expect("it runs").agreed();
     let mut bytes = Vec::new();
     for packet in packets {
         wire::encode(&packet, VolumeNr(0), &agreed, HeaderKind::H100, &mut bytes);
     }
     let count = bytes.len();
-    w.net.send(w.now, stream, A, 0, bytes);
+    w.net.send(w.now, stream, from, 0, bytes);
     count
 }
 
@@ -42,7 +43,7 @@ fn barriers_without_writes_are_not_collected() {
     let [data, _] = streams(&w);
     let before = w.net.delivered[B];
     let barriers = (1000..21_000).map(|n| Packet::Barrier { barrier: BarrierToken(n) });
-    let bytes = inject(&mut w, data, barriers) as u64;
+    let bytes = inject(&mut w, A, data, barriers) as u64;
     w.run_for(Span::from_ms(500));
     let read = w.net.delivered[B] - before;
     assert!(read > 0 && read < bytes / 4, "{read} of {bytes} bytes were read");
@@ -62,10 +63,47 @@ fn pings_of_a_peer_that_reads_nothing_end_the_connection() {
     let [_, meta] = streams(&w);
     w.note(A, "=== A reads nothing");
     w.net.cut_towards(A);
-    inject(&mut w, meta, (0..60_000).map(|_| Packet::Ping));
+    inject(&mut w, A, meta, (0..60_000).map(|_| Packet::Ping));
     w.run_until("the loss", Span::from_ms(1_500), |w| w.conn(B) < Conn::Connected);
     assert!(w.has_logged(B, "P_PING"), "for the right reason");
     w.heal();
     w.wait_synced();
     w.must(A, Command::Secondary { holder: None });
+}
+
+/// The number by which the last read from the peer goes.
+fn last_read(w: &World) -> BlockId {
+    let line = w.trace.lines().filter(|line| line.contains("> P_DATA_REQUEST")).last();
+    let line = line.expect("a read from the peer");
+    let id = line.split("id=0x").nth(1).and_then(|rest| rest.split(' ').next());
+    BlockId(u64::from_str_radix(id.expect("an id"), 16).expect("a number"))
+}
+
+/// A refusal in the middle of the answer to a read: the host would have its memory back while the
+/// peer's bytes are being written into it. It costs the connection, and nothing else (ORD-6).
+#[test]
+fn a_read_is_not_refused_in_the_middle_of_its_answer() {
+    let setup = Setup::with(|s| {
+        s.speed.window = 4096;
+        s.speed.latency = Span::from_ms(2);
+    });
+    let mut w = World::new(1303, setup);
+    w.start_synced();
+    w.write(A, 0, 0, 128);
+    w.must(A, Command::Detach { volume: None, force: false });
+    w.disk_failed(A, 0);
+    w.settle();
+    let [_, meta] = streams(&w);
+    let before = w.net.delivered[A];
+    let range = SectorRange { start: 0, end: 128 };
+    let read = w.submit(A, 0, HostOp::Read, range).expect("a free slot");
+    w.run_until("half of it", Span::from_secs(5), |w| w.net.delivered[A] > before + 20_000);
+    let ack = BlockAck { sector: Sector(0), block_id: last_read(&w), size: 65_536, seq: 0 };
+    inject(&mut w, B, meta, std::iter::once(Packet::NegDReply(ack)));
+    w.run_until("the loss", Span::from_secs(5), |w| w.conn(A) < Conn::Connected);
+    assert!(w.has_logged(A, "P_NEG_DREPLY"), "for the right reason");
+    w.run_until("the answer", Span::from_secs(5), |w| w.answer(A, read).is_some());
+    assert_eq!(w.answer(A, read), Some(Err(Errno::EIO)), "no good copy is in reach");
+    w.wait_connected();
+    w.read(A, 0, 0, 128);
 }

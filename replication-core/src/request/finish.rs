@@ -81,7 +81,15 @@ impl Resource {
         }
     }
 
-    pub(crate) fn remote_read_buffer(&self, header: &DataHeader) -> Option<Buf> {
+    /// The memory for the peer's answer to a read; the driver writes into it from here on.
+    pub(crate) fn begin_remote_read(&mut self, header: &DataHeader) -> Option<Buf> {
+        let buf = self.remote_read_buffer(header)?;
+        let request = self.requests.get_mut(Key(header.block_id.0)).expect("it was just found");
+        request.receiving = true;
+        Some(buf)
+    }
+
+    fn remote_read_buffer(&self, header: &DataHeader) -> Option<Buf> {
         let request = self.requests.get(Key(header.block_id.0))?;
         let is_it = request.op == HostOp::Read
             && request.net == Net::Pending
@@ -108,7 +116,13 @@ impl Resource {
     pub(crate) fn on_neg_data_reply(&mut self, ack: &BlockAck) -> bool {
         let key = Key(ack.block_id.0);
         match self.requests.get_mut(key) {
-            Some(request) if request.op == HostOp::Read && request.net == Net::Pending => {
+            // With data on its way this is no answer: the host would have its memory back while
+            // it is being written (ORD-6, WP-1).
+            Some(request)
+                if request.op == HostOp::Read
+                    && request.net == Net::Pending
+                    && !request.receiving =>
+            {
                 request.net = Net::Failed;
                 self.try_finish(key);
                 true
