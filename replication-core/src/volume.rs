@@ -157,6 +157,11 @@ pub(crate) struct LocalDisk {
 }
 
 impl LocalDisk {
+    /// Blocks whose resync failed and which nobody has overwritten since.
+    pub(crate) fn failures_left(&self) -> u64 {
+        self.failed_blocks.min(self.bitmap.count())
+    }
+
     /// Whether work on the whole bitmap is under way: should this node crash before all of it is
     /// done, whatever its reason, every bit counts as set (BM-8, RS-3).
     pub(crate) fn counts_all_set(&self) -> bool {

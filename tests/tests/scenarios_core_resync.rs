@@ -1,9 +1,11 @@
 //! The speed of a resync: what bounds it, and what does not.
 
-use replication_core::config::RateConfig;
+use replication_core::config::{OnIoError, RateConfig};
 use replication_core::control::Command;
+use replication_core::event::VolumeIx;
 use replication_core::state::Conn;
-use replication_core::units::{SectorRange, Span};
+use replication_core::units::{Errno, SectorRange, Span};
+use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::setup::{MIB, Setup};
 use tests::sim::{A, B, Load, World};
 
@@ -85,4 +87,57 @@ fn the_start_of_a_full_sync_may_overtake_the_consent() {
         w.wait_synced();
         assert!(!w.has_logged(B, "P_SYNC_UUID"), "seed {seed}");
     }
+}
+
+/// A slow full sync from A to B, and a block at the begin that A cannot read.
+fn with_a_bad_block(seed: u64, times: Option<u32>) -> World {
+    let setup = Setup::with(|s| {
+        s.disk(|disk| {
+            disk.rate = RateConfig { plan_ahead: 0, resync_rate_kib: 2_000, ..disk.rate };
+            disk.on_io_error = OnIoError::PassOn;
+        });
+    });
+    let mut w = World::new(seed, setup);
+    w.start_synced();
+    let trouble = Trouble::Fail(Errno::EIO);
+    let range = Some(SectorRange { start: 0, end: 8 });
+    w.nodes[A].backing[0].data.add_fault(Fault { kind: Kind::Read, range, times, trouble });
+    w.must(B, Command::Invalidate(None));
+    w.disk_failed(B, 0);
+    w.wait_log(B, "resync of");
+    w
+}
+
+/// A block that could not be copied is overwritten by the host: nothing is missing at the end,
+/// and the target is good (RS-1).
+#[test]
+fn a_failed_block_that_is_overwritten_does_not_count() {
+    let mut w = with_a_bad_block(1040, Some(1));
+    for start in [0, 128] {
+        // The answer to one request covers several blocks.
+        w.write(A, 0, start, 128);
+    }
+    w.write(A, 0, 256, 256);
+    w.wait_synced();
+    w.read_all(A, 0);
+}
+
+/// Besides a block that cannot be copied, another one is marked behind the scan: it is copied, and
+/// the resync ends (RS-5, LV-1).
+#[test]
+fn a_failed_block_does_not_hide_the_others() {
+    let mut w = with_a_bad_block(1041, None);
+    let trouble = Trouble::Fail(Errno::EIO);
+    let fault = Fault { kind: Kind::Write, range: None, times: Some(1), trouble };
+    let range = SectorRange { start: 8 * MIB / 4, end: 8 * MIB / 4 + 8 };
+    w.run_for(Span::from_secs(2));
+    w.nodes[B].backing[0].data.add_fault(Fault { range: Some(range), ..fault });
+    w.write(A, 0, range.start, 8);
+    let limit = Span::from_secs(60);
+    w.run_until("the end", limit, |w| w.conn(B) == Conn::Connected);
+    w.settle();
+    let blocks = range.blocks_outward();
+    let resource = w.nodes[B].resource.as_ref().expect("it runs");
+    assert_eq!(resource.out_of_sync_in(VolumeIx(0), blocks), 0, "the other block is copied");
+    assert_ne!(w.status(B).volumes[0].out_of_sync_kib, 0, "the bad one stays marked");
 }

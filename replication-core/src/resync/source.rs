@@ -34,7 +34,7 @@ impl Resource {
         let volume = &mut self.volumes[at];
         let state = volume.state;
         let Some(disk) = volume.disk.as_mut() else { return };
-        let failed = disk.failed_blocks;
+        let failed = disk.failures_left();
         if failed == 0 {
             disk.uuids.sync_finish_source();
         }

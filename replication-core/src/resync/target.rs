@@ -250,7 +250,8 @@ impl Resource {
         let resync = volume.resync.as_mut()?;
         let Some(first) = disk.bitmap.next_set(resync.scan) else {
             // Behind the scan, blocks may have been marked again; those that failed stay.
-            if disk.failed_blocks == 0 || std::mem::take(&mut resync.skipped) {
+            let has_others = disk.bitmap.count() > disk.failed_blocks;
+            if std::mem::take(&mut resync.skipped) || has_others {
                 resync.scan = 0;
             }
             return None;
@@ -334,7 +335,7 @@ impl Resource {
         let state = volume.state;
         let is_primary = state.role == Role::Primary;
         let Some(disk) = volume.disk.as_mut() else { return };
-        let failed = disk.failed_blocks;
+        let failed = disk.failures_left();
         if disk.bitmap.count() > failed {
             // Something was marked meanwhile: go on.
             if let Some(resync) = volume.resync.as_mut() {
