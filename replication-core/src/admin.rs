@@ -11,7 +11,7 @@ mod promotion;
 use std::collections::VecDeque;
 
 use crate::action::{Action, Level, Scope};
-use crate::connect::Then;
+use crate::connect::{LeftOld, Then};
 use crate::control::{Command, Refusal, Reply};
 use crate::event::CommandId;
 use crate::resource::Resource;
@@ -466,6 +466,20 @@ impl Resource {
         }
     }
 
+    /// Whether the peer may call this node's data old as it leaves: not while it is in use.
+    fn may_be_outdated(&self) -> Result<(), Refused> {
+        let (conn, disk) = (Some(Conn::TearDown), Some(Disk::Outdated));
+        let change = StateChange { conn, disk, ..StateChange::default() };
+        for at in 0..self.volumes.len() {
+            match soft_change(&self.volumes[at].state, &change, &self.rules(at)) {
+                // It is as old as wanted, or worse.
+                Ok(_) | Err(Refused::LowerThanOutdated) => {}
+                Err(refused) => return Err(refused),
+            }
+        }
+        Ok(())
+    }
+
     /// The peer wants to end the connection.
     pub(crate) fn on_connection_change(&mut self, theirs: &StateChange) {
         let is_busy = self.admin.asked.is_some_and(|asked| asked.answer.is_none());
@@ -479,19 +493,18 @@ impl Resource {
             self.send_meta(VolumeNr(0), Packet::ConnStChgReply(code));
             return;
         }
-        self.send_meta(VolumeNr(0), Packet::ConnStChgReply(1));
-        for at in 0..self.volumes.len() {
-            let mut state = self.volumes[at].state;
-            if theirs.disk == Some(Disk::Outdated) && state.pdsk > Disk::Outdated {
-                state.pdsk = Disk::Outdated;
-                self.set_state(at, state, "peer outdates itself");
-            }
-            if theirs.pdsk == Some(Disk::Outdated) && state.disk > Disk::Outdated {
-                state.disk = Disk::Outdated;
-                self.set_state(at, state, "outdated by the peer");
-            }
+        let left_old = LeftOld {
+            ours: theirs.pdsk == Some(Disk::Outdated),
+            theirs: theirs.disk == Some(Disk::Outdated),
+        };
+        if left_old.ours
+            && let Err(refused) = self.may_be_outdated()
+        {
+            self.send_meta(VolumeNr(0), Packet::ConnStChgReply(refused.code()));
+            return;
         }
-        self.part_from_peer();
+        self.send_meta(VolumeNr(0), Packet::ConnStChgReply(1));
+        self.part_from_peer(left_old);
     }
 }
 

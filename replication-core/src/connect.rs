@@ -12,6 +12,8 @@
 
 mod sockets;
 
+pub(crate) use sockets::LeftOld;
+
 use std::collections::VecDeque;
 
 use arrayvec::ArrayVec;
@@ -147,6 +149,8 @@ pub(crate) struct Link {
     pub(crate) established_at: Time,
     /// The peer asked to part and was told yes: when to stop waiting for it to close.
     parting: Option<Time>,
+    /// Whose data counts as old once the peer has left.
+    left_old: LeftOld,
     /// The peer is refused; until then it may read why, and come to the same conclusion (GI-6).
     refusing: Option<Time>,
     /// The meta socket went away in the handshake; until then the data socket may tell why.
@@ -180,6 +184,7 @@ impl Link {
             pongs: 0,
             established_at: Time::ZERO,
             parting: None,
+            left_old: LeftOld::default(),
             refusing: None,
             half_gone: None,
             bitmap_volume: None,
@@ -583,6 +588,7 @@ impl Resource {
         self.link.then = then;
         self.close_everything();
         self.set_link_state(cause, text);
+        self.outdate_who_left();
         self.forget_peer();
         self.again = true;
     }

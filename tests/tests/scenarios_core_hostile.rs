@@ -2,7 +2,7 @@
 
 use replication_core::control::Command;
 use replication_core::event::HostOp;
-use replication_core::state::Conn;
+use replication_core::state::{Conn, Disk};
 use replication_core::units::{Errno, Sector, SectorRange, Span, VolumeNr};
 use replication_core::wire::{self, BarrierToken, BlockAck, BlockId, HeaderKind, Packet};
 use tests::sim::disk::{Fault, Kind, Trouble};
@@ -106,4 +106,39 @@ fn a_read_is_not_refused_in_the_middle_of_its_answer() {
     assert_eq!(w.answer(A, read), Some(Err(Errno::EIO)), "no good copy is in reach");
     w.wait_connected();
     w.read(A, 0, 0, 128);
+}
+
+/// A peer that leaves and calls the data of a Primary old: refused, the device stays in use. A
+/// Secondary's data is old from then on, and so is the peer's if it says so of itself (protocol
+/// notes, 6.2 and 17.1).
+#[test]
+fn who_is_outdated_by_a_parting() {
+    let mut w = World::new(1304, Setup::default());
+    w.start_synced();
+    w.write(A, 0, 0, 8);
+    let [data, _] = streams(&w);
+    let request = Packet::ConnStChgReq { mask: 0x1_e1f0, value: 5 << 13 | 1 << 4 };
+    let answers = w.packets_sent("P_CONN_ST_CHG_REPLY");
+    inject(&mut w, B, data, std::iter::once(request.clone()));
+    w.run_until("the answer", Span::from_secs(1), |w| {
+        w.packets_sent("P_CONN_ST_CHG_REPLY") > answers
+    });
+    assert_eq!(w.state(A, 0).disk, Disk::UpToDate);
+    w.write(A, 0, 8, 8);
+    inject(&mut w, A, data, std::iter::once(request));
+    w.run_until("the other answer", Span::from_secs(1), |w| {
+        w.packets_sent("P_CONN_ST_CHG_REPLY") > answers + 1
+    });
+    let limit = Span::from_secs(5);
+    w.run_until("the parting", limit, |w| w.conn(B) < Conn::Connected);
+    assert_eq!(w.state(B, 0).disk, Disk::Outdated);
+    w.wait_synced();
+    // The other way round: it outdates itself, and a Primary takes note.
+    let [data, _] = streams(&w);
+    let request = Packet::ConnStChgReq { mask: 0x1ff0, value: 5 << 9 | 1 << 4 };
+    inject(&mut w, B, data, std::iter::once(request));
+    w.run_until("the parting", limit, |w| w.conn(A) < Conn::Connected);
+    assert_eq!(w.state(A, 0).pdsk, Disk::Outdated);
+    w.write(A, 0, 16, 8);
+    w.wait_synced();
 }

@@ -8,10 +8,17 @@ use crate::action::Action;
 use crate::event::SockId;
 use crate::limits;
 use crate::resource::Resource;
-use crate::state::Conn;
+use crate::state::{Conn, Disk, Role};
 use crate::units::{Buf, Time, VolumeNr};
 use crate::wire::{Packet, Stream};
 use arrayvec::ArrayVec;
+
+/// Whose data counts as old once the peer has left.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LeftOld {
+    pub(crate) ours: bool,
+    pub(crate) theirs: bool,
+}
 
 impl Link {
     /// Packets of the data socket that the system has not accepted.
@@ -142,8 +149,26 @@ impl Resource {
     }
 
     /// The peer wants to part: no error, and it may come back.
-    pub(crate) fn part_from_peer(&mut self) {
+    pub(crate) fn part_from_peer(&mut self, left_old: LeftOld) {
+        self.link.left_old = left_old;
         self.link.parting = Some(self.now + self.config.net.ping_timeout);
+    }
+
+    /// Data cannot count as old while the nodes are connected: now they are not any more.
+    pub(super) fn outdate_who_left(&mut self) {
+        let left_old = std::mem::take(&mut self.link.left_old);
+        for at in 0..self.volumes.len() {
+            let mut state = self.volumes[at].state;
+            if left_old.ours && state.disk > Disk::Outdated && state.role != Role::Primary {
+                state.disk = Disk::Outdated;
+                self.set_state(at, state, "outdated by the peer");
+            }
+            let mut state = self.volumes[at].state;
+            if left_old.theirs && state.pdsk > Disk::Outdated {
+                state.pdsk = Disk::Outdated;
+                self.set_state(at, state, "the peer outdates itself");
+            }
+        }
     }
 
     pub(crate) fn link_deadline(&self) -> Option<Time> {
