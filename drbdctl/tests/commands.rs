@@ -309,6 +309,50 @@ fn configuration() {
     drop(commands);
 }
 
+/// `dump` of a resource shows it alone, with the section that it inherits from; what comes out
+/// means the same when it is read back.
+#[test]
+fn dump_of_one_resource() {
+    let bed = Bed::new("");
+    let text = |name: &str, minor: u32, options: &str| {
+        format!(
+            "resource {name} {{ {options} device minor {minor}; disk /dev/d{minor};
+               on alice {{ address 127.0.0.1:{}; }} on bob {{ address 127.0.0.2:{}; }} }}\n",
+            7800 + minor,
+            7800 + minor
+        )
+    };
+    let (r0, r1) = (text("r0", 0, ""), text("r1", 1, "net { ping-int 8; }"));
+    let far = text("far", 2, "").replace("alice", "carol");
+    let common = "global { usage-count no; } common { net { ping-int 7; } }\n";
+    std::fs::write(bed.path("drbd.conf"), format!("{common}{r0}{r1}{far}")).unwrap();
+    let all = bed.run("dump all");
+    for part in ["usage-count", "resource r0 {", "resource r1 {", "resource far {"] {
+        assert!(all.works().contains(part), "{part} in {}", all.out);
+    }
+    assert_eq!(bed.run("dump").works(), all.out);
+    let one = bed.run("dump r1");
+    let start = "common {\n    net {\n        ping-int         7;\n    }\n}\n\n\
+                 # resource r1 on alice: not ignored, not stacked\n# defined at ";
+    assert!(one.works().starts_with(start), "{}", one.out);
+    assert_eq!(one.out.matches("resource r1 {").count(), 1);
+    for other in ["usage-count", "resource r0", "resource far"] {
+        assert!(!one.out.contains(other), "{other} in {}", one.out);
+    }
+    assert_eq!(bed.run("dump r1/0 r1").works(), one.out);
+    let both = bed.run("dump r1 r9 r0 far");
+    both.fails(1, "'r9' not defined in your config");
+    both.fails(1, "'far' not defined in your config");
+    let place = |part: &str| both.out.find(part).unwrap();
+    assert!(place("resource r1 {") < place("resource r0 {"), "{}", both.out);
+    std::fs::write(bed.path("drbd.conf"), &one.out).unwrap();
+    let plain = |text: &str| {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(plain(bed.run("dump r1").works()), plain(&one.out));
+}
+
 /// A shell can evaluate the versions, and the agents' keys are there.
 #[test]
 fn version() {

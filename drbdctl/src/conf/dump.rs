@@ -111,33 +111,44 @@ impl Config {
     /// The configuration in its normal form.
     #[must_use]
     pub fn dump(&self) -> String {
-        self.dump_with(|_| None)
+        let mut out = Writer::default();
+        self.dump_shared(&mut out);
+        for one in &self.resources {
+            resource(&mut out, one);
+            out.line("");
+        }
+        out.text
     }
 
     /// The same with comments that say where a resource is defined and whether it concerns this
     /// node; `addresses` are those of the node, for floating host sections.
     #[must_use]
     pub fn dump_for(&self, node: &str, addresses: &[IpAddr]) -> String {
-        let body = self.dump_with(|resource| {
-            let is_here = resolve::local_host(resource, node, addresses).is_some();
-            let is_stacked =
-                resource.hosts.iter().any(|host| matches!(host.kind, HostKind::Stacked(_)));
-            let not = |is: bool| if is { "" } else { "not " };
-            let (file, line) = self.defined_at(resource);
-            let head = format!(
-                "# resource {} on {node}: {}ignored, {}stacked",
-                resource.name.text,
-                not(!is_here),
-                not(is_stacked)
-            );
-            Some(format!("{head}\n# defined at {}:{line}", file.display()))
-        });
-        format!("# {}\n{body}", self.main.display())
+        let mut out = Writer::default();
+        out.line(&format!("# {}", self.main.display()));
+        self.dump_shared(&mut out);
+        for one in &self.resources {
+            self.dump_resource(&mut out, one, node, addresses);
+        }
+        out.text
     }
 
-    /// The dump; `head` gives comments before a resource.
-    fn dump_with(&self, head: impl Fn(&Resource) -> Option<String>) -> String {
+    /// The resources of these names, in this order, behind the section that they inherit from. A
+    /// name that is not defined is left out.
+    #[must_use]
+    pub fn dump_only(&self, names: &[String], node: &str, addresses: &[IpAddr]) -> String {
         let mut out = Writer::default();
+        self.dump_common(&mut out);
+        for name in names {
+            if let Ok(one) = self.find(name) {
+                self.dump_resource(&mut out, one, node, addresses);
+            }
+        }
+        out.text
+    }
+
+    /// What belongs to no resource.
+    fn dump_shared(&self, out: &mut Writer) {
         // The flags of this section are known without a value only.
         let is_shown = |setting: &&Setting| setting.value != Value::Flag(false);
         let shown: Vec<&Setting> = self.global_settings.iter().filter(is_shown).collect();
@@ -154,21 +165,34 @@ impl Config {
             out.close();
             out.line("");
         }
-        let sections = scope_text(&self.common);
-        if !sections.is_empty() {
+        self.dump_common(out);
+    }
+
+    /// What every resource inherits.
+    fn dump_common(&self, out: &mut Writer) {
+        if !scope_text(&self.common).is_empty() {
             out.open("common");
-            scope(&mut out, &self.common);
+            scope(out, &self.common);
             out.close();
             out.line("");
         }
-        for one in &self.resources {
-            for line in head(one).iter().flat_map(|text| text.lines()) {
-                out.line(line);
-            }
-            resource(&mut out, one);
-            out.line("");
-        }
-        out.text
+    }
+
+    /// A resource with its comments.
+    fn dump_resource(&self, out: &mut Writer, one: &Resource, node: &str, addresses: &[IpAddr]) {
+        let is_here = resolve::local_host(one, node, addresses).is_some();
+        let is_stacked = one.hosts.iter().any(|host| matches!(host.kind, HostKind::Stacked(_)));
+        let not = |is: bool| if is { "" } else { "not " };
+        let (file, line) = self.defined_at(one);
+        out.line(&format!(
+            "# resource {} on {node}: {}ignored, {}stacked",
+            one.name.text,
+            not(!is_here),
+            not(is_stacked)
+        ));
+        out.line(&format!("# defined at {}:{line}", file.display()));
+        resource(out, one);
+        out.line("");
     }
 }
 

@@ -6,16 +6,32 @@ use crate::exit::{self, Failure};
 use crate::object::Named;
 
 impl Session<'_> {
-    /// Prints the configuration in its normal form. With names, checks them and prints the same.
+    /// Prints the configuration in its normal form: all of it, or the resources that are named
+    /// with the section that they inherit from.
     pub(super) fn dump(&mut self, objects: &[String]) -> Result<u8, Failure> {
         self.warn()?;
-        let names: Vec<String> = objects.iter().filter(|word| *word != "all").cloned().collect();
-        for object in self.context.objects(&names)? {
-            self.context.view(&object.resource)?;
-        }
         let config = self.context.config()?;
-        write!(self.out, "{}", config.dump_for(&self.context.node, self.context.addresses()))?;
-        Ok(exit::DONE)
+        let (node, addresses) = (&self.context.node, self.context.addresses());
+        if objects.is_empty() || objects.iter().any(|word| word == "all") {
+            write!(self.out, "{}", config.dump_for(node, addresses))?;
+            return Ok(exit::DONE);
+        }
+        let mut names: Vec<String> = Vec::new();
+        let mut worst = exit::DONE;
+        for object in self.context.objects(objects)? {
+            match self.context.view(&object.resource) {
+                Ok(_) if names.contains(&object.resource) => {}
+                Ok(_) => names.push(object.resource),
+                Err(failure) => {
+                    writeln!(self.err, "{failure}")?;
+                    worst = worst.max(failure.exit);
+                }
+            }
+        }
+        if !names.is_empty() {
+            write!(self.out, "{}", config.dump_only(&names, node, addresses))?;
+        }
+        Ok(worst)
     }
 
     /// Checks the configuration.
