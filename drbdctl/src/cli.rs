@@ -198,7 +198,10 @@ pub enum Verb {
     /// Show the state.
     Status(StatusArgs),
     /// Print own and peer's role, one line for each volume.
+    #[command(alias = "state")]
     Role(Objects),
+    /// Print the peer's role, one line for each volume.
+    PeerRole(Objects),
     /// Print the connection state, one line for each volume.
     Cstate(Objects),
     /// Print own and peer's disk state, one line for each volume.
@@ -241,6 +244,16 @@ pub enum Verb {
     ShLlDev(Objects),
     /// Print the minor number of each volume.
     ShMinor(Objects),
+    /// Print the device that carries the metadata of each volume.
+    ShMdDev(Objects),
+    /// Print 'internal', 'flexible' or the index of the metadata of each volume.
+    ShMdIdx(Objects),
+    /// Print this node's address.
+    ShIp(Objects),
+    /// Print the name of the resource.
+    ShResource(Objects),
+    /// Print the options that a kernel module would be loaded with.
+    ShModParms,
     /// Become the leader of a session, then the program that is named. Used by 'up'.
     #[command(hide = true)]
     ShDetached {
@@ -248,6 +261,84 @@ pub enum Verb {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
+}
+
+/// Verbs that operators know from 8.4, or from the tools around it, and that are not built: they
+/// are refused by name, because a script must not take them for a slip of the pen.
+const NOT_BUILT: [&str; 57] = [
+    "adjust-with-progress",
+    "after-resync-target",
+    "apply-al",
+    "before-resync-source",
+    "before-resync-target",
+    "check-resize",
+    "del-minor",
+    "del-path",
+    "del-peer",
+    "del-resource",
+    "disconnected",
+    "disk-options",
+    "dump-superblock",
+    "dump-xml",
+    "events",
+    "events2",
+    "fence-peer",
+    "forget-peer",
+    "hidden-commands",
+    "initial-split-brain",
+    "local-io-error",
+    "net-options",
+    "new-minor",
+    "new-path",
+    "new-peer",
+    "new-resource",
+    "out-of-sync",
+    "outdate-peer",
+    "peer-device-options",
+    "pri-lost",
+    "pri-lost-after-sb",
+    "pri-on-incon-degr",
+    "quorum-lost",
+    "repair-md",
+    "resource-options",
+    "restore-md",
+    "resume-io",
+    "set-gi",
+    "sh-b-pri",
+    "sh-list-adjustable",
+    "sh-list-config-file",
+    "sh-lr-of",
+    "sh-status",
+    "sh-udev",
+    "show",
+    "split-brain",
+    "suspend-io",
+    "udev",
+    "unfence-peer",
+    "verify",
+    "wait-con-int",
+    "wait-connect-connection",
+    "wait-connect-resource",
+    "wait-connect-volume",
+    "wait-sync-connection",
+    "wait-sync-resource",
+    "wait-sync-volume",
+];
+/// Verbs of products or versions that this tool does not replace, and what to do instead.
+const NEVER_BUILT: [(&str, &str); 4] = [
+    ("load-only", "use attach and connect"),
+    ("proxy-down", "there is no proxy"),
+    ("proxy-up", "there is no proxy"),
+    ("syncer", "set the resync options in the 'disk' section and use adjust"),
+];
+
+/// Whether a verb is known by name without being built; why not, in words.
+fn not_built(verb: &str) -> Option<String> {
+    if NOT_BUILT.contains(&verb) {
+        return Some(format!("drbdctl: '{verb}' is not built yet\n"));
+    }
+    let (_, advice) = NEVER_BUILT.iter().find(|(known, _)| *known == verb)?;
+    Some(format!("drbdctl: '{verb}' is not supported: {advice}\n"))
 }
 
 /// What the parser has to say instead of a command: help, or a complaint.
@@ -274,6 +365,9 @@ fn said(error: &clap::Error) -> Said {
         ErrorKind::InvalidSubcommand => {
             let word = error.get(clap::error::ContextKind::InvalidSubcommand);
             let word = word.map_or_else(String::new, ToString::to_string);
+            if let Some(text) = not_built(&word) {
+                return Said { exit: exit::FAILURE, text };
+            }
             let text = format!("drbdctl: Unknown command '{}'\n", word.escape_default());
             return Said { exit: exit::USAGE, text };
         }
@@ -289,7 +383,10 @@ fn said(error: &clap::Error) -> Said {
 /// Brings the historic orders of words to today's.
 fn reorder(mut words: Vec<OsString>) -> Vec<OsString> {
     let known = Cli::command();
-    let is_verb = |word: &OsString| known.find_subcommand(word).is_some();
+    let is_known = |word: &str| not_built(word).is_some();
+    let is_verb = |word: &OsString| {
+        known.find_subcommand(word).is_some() || word.to_str().is_some_and(is_known)
+    };
     let Some(mark) = words.iter().position(|word| word == "--") else {
         return words;
     };
@@ -361,6 +458,39 @@ mod tests {
             let said = parse(words(&format!("drbdctl {line}"))).unwrap_err();
             assert_eq!(said.exit, exit, "{line}");
             assert!(said.text.contains(part), "{line}: {}", said.text);
+        }
+    }
+
+    /// A verb is built, or refused by name, never both; each line says which one is meant.
+    #[test]
+    fn verbs_that_are_not_built() {
+        let known = Cli::command();
+        let never = NEVER_BUILT.iter().map(|(verb, _)| *verb);
+        for verb in NOT_BUILT.into_iter().chain(never) {
+            assert!(known.find_subcommand(verb).is_none(), "{verb} is built");
+            let lines = [format!("{verb} r0"), verb.to_owned(), format!("-- --start 8 {verb} r0")];
+            for line in lines {
+                let said = parse(words(&format!("drbdctl {line}"))).unwrap_err();
+                assert_eq!(said.exit, exit::FAILURE, "{line}");
+                let start = format!("drbdctl: '{verb}' is not ");
+                assert!(said.text.starts_with(&start), "{line}: {}", said.text);
+            }
+        }
+        // Every verb of the 8.4 tool is one or the other.
+        let stock = "attach detach connect disconnect syncer up down primary secondary \
+                     invalidate invalidate-remote resize check-resize create-md get-gi show-gi \
+                     dump-md wipe-md outdate adjust wait-connect wait-con-int role state cstate \
+                     dstate dump dump-xml verify pause-sync resume-sync new-current-uuid \
+                     hidden-commands status apply-al suspend-io resume-io set-gi new-resource \
+                     new-minor sh-nop sh-resources sh-resource sh-mod-parms sh-udev sh-minor \
+                     sh-dev sh-ll-dev sh-md-dev sh-md-idx sh-ip sh-lr-of sh-b-pri sh-status \
+                     proxy-up proxy-down before-resync-target after-resync-target \
+                     before-resync-source pri-on-incon-degr pri-lost-after-sb fence-peer \
+                     unfence-peer local-io-error pri-lost initial-split-brain split-brain \
+                     out-of-sync load-only wait-sync";
+        for verb in stock.split_whitespace() {
+            let is_built = known.find_subcommand(verb).is_some();
+            assert!(is_built || not_built(verb).is_some(), "{verb} is forgotten");
         }
     }
 

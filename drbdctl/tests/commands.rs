@@ -162,6 +162,8 @@ fn single_values() {
         status_reply(status)
     });
     assert_eq!(bed.run("role r0").works(), "Secondary/Primary\nSecondary/Primary\n");
+    assert_eq!(bed.run("state r0/1").works(), "Secondary/Primary\n");
+    assert_eq!(bed.run("peer-role r0").works(), "Primary\nPrimary\n");
     assert_eq!(bed.run("cstate r0").works(), "SyncTarget\nConnected\n");
     assert_eq!(bed.run("cstate r0/1").works(), "Connected\n");
     assert_eq!(bed.run("dstate all").works(), "Inconsistent/UpToDate\nUpToDate/UpToDate\n");
@@ -293,6 +295,14 @@ fn configuration() {
     assert_eq!(bed.run("sh-dev r0").works(), "/dev/drbd5\n");
     assert_eq!(bed.run("sh-minor r0/0").works(), "5\n");
     assert_eq!(bed.run("sh-ll-dev all").works(), format!("{}\n", bed.path("disk").display()));
+    assert_eq!(bed.run("sh-md-dev r0").works(), format!("{}\n", bed.path("disk").display()));
+    assert_eq!(bed.run("sh-md-idx all").works(), "internal\n");
+    assert_eq!(bed.run("sh-ip r0").works(), "127.0.0.1\n");
+    assert_eq!(bed.run("sh-resource r0").works(), "r0\n");
+    assert_eq!(bed.run("sh-mod-parms").works(), "minor_count=32\n");
+    bed.run("verify r0").fails(10, "drbdctl: 'verify' is not built yet");
+    bed.run("-- --start 8 verify r0").fails(10, "drbdctl: 'verify' is not built yet");
+    bed.run("proxy-up r0").fails(10, "'proxy-up' is not supported: there is no proxy");
     let dump = bed.run("dump");
     assert!(dump.works().contains("resource r0 {"), "{}", dump.out);
     bed.run("--node carol sh-dev r0").fails(1, "'r0' not defined");
@@ -351,6 +361,26 @@ fn dump_of_one_resource() {
         lines.collect::<Vec<_>>().join("\n")
     };
     assert_eq!(plain(bed.run("dump r1").works()), plain(&one.out));
+}
+
+/// Where metadata are, in the words of the stock tool.
+#[test]
+fn places_of_metadata() {
+    let bed = Bed::new("");
+    let text = std::fs::read_to_string(bed.path("drbd.conf")).unwrap();
+    for (place, device, index) in [
+        ("meta-disk /dev/m;", "/dev/m\n", "flexible\n"),
+        ("meta-disk /dev/m [7];", "/dev/m\n", "7\n"),
+        ("disk none;", "none\n", "none\n"),
+    ] {
+        let mut text = text.replace("meta-disk internal;", place);
+        if place == "disk none;" {
+            text = text.replace(&format!("disk {};", bed.path("disk").display()), "");
+        }
+        std::fs::write(bed.path("drbd.conf"), text).unwrap();
+        assert_eq!(bed.run("sh-md-dev r0").works(), device, "{place}");
+        assert_eq!(bed.run("sh-md-idx r0").works(), index, "{place}");
+    }
 }
 
 /// A shell can evaluate the versions, and the agents' keys are there.

@@ -1,9 +1,12 @@
 //! Verbs that print from the configuration.
 
+use replication_core::meta::MetaKind;
+
 use super::Session;
 use crate::conf::VolumeView;
 use crate::exit::{self, Failure};
 use crate::object::Named;
+use crate::settings::{meta_kind, meta_path};
 
 impl Session<'_> {
     /// Prints the configuration in its normal form: all of it, or the resources that are named
@@ -76,5 +79,44 @@ impl Session<'_> {
     /// Prints the minor number of each volume.
     pub(super) fn sh_minor(&mut self, on: &Named) -> Result<(), Failure> {
         self.print_volumes(on, |volume| volume.minor.to_string())
+    }
+
+    /// Prints the device that carries the metadata of each volume.
+    pub(super) fn sh_md_dev(&mut self, on: &Named) -> Result<(), Failure> {
+        self.print_volumes(on, |volume| match (meta_path(volume), volume.disk.as_deref()) {
+            (Some(path), Some(_)) | (None, Some(path)) => path.display().to_string(),
+            (None | Some(_), None) => "none".to_owned(),
+        })
+    }
+
+    /// Prints where on that device the metadata are.
+    pub(super) fn sh_md_idx(&mut self, on: &Named) -> Result<(), Failure> {
+        self.print_volumes(on, |volume| match meta_kind(volume) {
+            Some(MetaKind::Internal) => "internal".to_owned(),
+            Some(MetaKind::Flexible) => "flexible".to_owned(),
+            Some(MetaKind::Indexed(index)) => index.to_string(),
+            None => "none".to_owned(),
+        })
+    }
+
+    /// Prints this node's address.
+    pub(super) fn sh_ip(&mut self, on: &Named) -> Result<(), Failure> {
+        let view = self.context.view(&on.resource)?;
+        writeln!(self.out, "{}", view.local.ip())?;
+        Ok(())
+    }
+
+    /// Prints the name of the resource.
+    pub(super) fn sh_resource(&mut self, on: &Named) -> Result<(), Failure> {
+        let view = self.context.view(&on.resource)?;
+        writeln!(self.out, "{}", view.resource)?;
+        Ok(())
+    }
+
+    /// Prints what a module would be loaded with: there is none, but loaders ask.
+    pub(super) fn sh_mod_parms(&mut self) -> Result<u8, Failure> {
+        let global = self.context.config()?.global();
+        writeln!(self.out, "minor_count={}", global.minor_count)?;
+        Ok(exit::DONE)
     }
 }

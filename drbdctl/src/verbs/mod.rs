@@ -121,6 +121,7 @@ impl Session<'_> {
             }
             Verb::Status(args) => self.status(args),
             Verb::Role(on) => self.each_part(&on.objects, Self::role),
+            Verb::PeerRole(on) => self.each_part(&on.objects, Self::peer_role),
             Verb::Cstate(on) => self.each_part(&on.objects, Self::cstate),
             Verb::Dstate(on) => self.each_part(&on.objects, Self::dstate),
             Verb::WaitConnect(args) => self.wait(args, wait::Goal::Connect),
@@ -131,6 +132,11 @@ impl Session<'_> {
             Verb::ShDev(on) => self.each_part(&on.objects, Self::sh_dev),
             Verb::ShLlDev(on) => self.each_part(&on.objects, Self::sh_ll_dev),
             Verb::ShMinor(on) => self.each_part(&on.objects, Self::sh_minor),
+            Verb::ShMdDev(on) => self.each_part(&on.objects, Self::sh_md_dev),
+            Verb::ShMdIdx(on) => self.each_part(&on.objects, Self::sh_md_idx),
+            Verb::ShIp(on) => self.each_part(&on.objects, Self::sh_ip),
+            Verb::ShResource(on) => self.each_part(&on.objects, Self::sh_resource),
+            Verb::ShModParms => self.sh_mod_parms(),
             Verb::ShDetached { .. } => Err(Failure::usage("sh-detached runs without a context")),
             Verb::Attach(_)
             | Verb::Detach(_)

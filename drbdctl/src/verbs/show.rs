@@ -117,6 +117,15 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Prints the peer's role for each volume.
+    pub(super) fn peer_role(&mut self, on: &Named) -> Result<(), Failure> {
+        let status = self.needed_status(on)?;
+        for _ in &status.volumes {
+            writeln!(self.out, "{}", status.peer_role)?;
+        }
+        Ok(())
+    }
+
     /// Prints the connection state for each volume.
     pub(super) fn cstate(&mut self, on: &Named) -> Result<(), Failure> {
         let status = self.needed_status(on)?;

@@ -84,6 +84,7 @@ impl Session<'_> {
             | Verb::Adjust(_)
             | Verb::Status(_)
             | Verb::Role(_)
+            | Verb::PeerRole(_)
             | Verb::Cstate(_)
             | Verb::Dstate(_)
             | Verb::WaitConnect(_)
@@ -94,6 +95,11 @@ impl Session<'_> {
             | Verb::ShDev(_)
             | Verb::ShLlDev(_)
             | Verb::ShMinor(_)
+            | Verb::ShMdDev(_)
+            | Verb::ShMdIdx(_)
+            | Verb::ShIp(_)
+            | Verb::ShResource(_)
+            | Verb::ShModParms
             | Verb::ShDetached { .. } => unreachable!("only state verbs come here"),
         };
         self.each_whole(name, &on.objects, |me, on| me.send(on, &command, idle))
