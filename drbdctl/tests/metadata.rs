@@ -15,6 +15,7 @@ use std::process::Command as Process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::Bed;
+use nix::fcntl::{Flock, FlockArg};
 
 const MIB: u64 = 1 << 20;
 
@@ -175,6 +176,46 @@ fn impossible_disks() {
     assert!(small.exit == 0 && small.err.contains("in-tree driver"), "{small:?}");
     std::fs::remove_file(bed.path("disk")).unwrap();
     bed.run("create-md r0").fails(20, "No such file");
+}
+
+/// A plain file that an engine has locked is in use like a mounted device, also when it is another
+/// resource's engine; a metadata file that is shared by an index may be written beside it.
+#[test]
+fn locked_files() {
+    let bed = Bed::new("");
+    let (disk, meta) = (bed.path("disk"), bed.path("meta"));
+    sparse(&meta, 300 * MIB);
+    assert_eq!(bed.run("create-md r0").exit, 0);
+    let lock = |path: &Path, arg| Flock::lock(File::open(path).unwrap(), arg).unwrap();
+    let held = lock(&disk, FlockArg::LockExclusive);
+    for line in ["create-md --force r0", "wipe-md --force r0"] {
+        let ran = bed.run(line);
+        ran.fails(20, "r0/0: open ");
+        ran.fails(20, "Device or resource busy (os error 16)");
+    }
+    // Looking is no writing.
+    assert_eq!(bed.run("dstate r0").works(), "Inconsistent\n");
+    drop(held);
+    assert_eq!(bed.run("wipe-md --force r0").exit, 0);
+
+    let text = std::fs::read_to_string(bed.path("drbd.conf")).unwrap();
+    for (place, is_shared) in [("", false), (" [1]", true)] {
+        let place = format!("meta-disk {}{place};", meta.display());
+        let text = text.replace("meta-disk internal;", &place);
+        std::fs::write(bed.path("drbd.conf"), text).unwrap();
+        let held = lock(&meta, FlockArg::LockShared);
+        let ran = bed.run("create-md --force r0");
+        if is_shared {
+            assert_eq!(ran.exit, 0, "{ran:?}");
+        } else {
+            ran.fails(20, "Device or resource busy");
+        }
+        drop(held);
+        let held = lock(&meta, FlockArg::LockExclusive);
+        bed.run("create-md --force r0").fails(20, "Device or resource busy");
+        drop(held);
+        assert_eq!(bed.run("create-md --force r0").exit, 0);
+    }
 }
 
 /// Erasing needs consent, leaves no metadata, and is no error when there is none.

@@ -67,7 +67,11 @@ impl Target {
         // With metadata elsewhere, only the size of the data device is looked at.
         let data_access = if kind == MetaKind::Internal { access } else { Access::Read };
         let data = Device::open(disk, data_access).map_err(named)?;
-        let meta = meta_path(volume).map(|path| Device::open(path, access).map_err(named));
+        let meta_access = match (access, kind) {
+            (Access::Write, MetaKind::Indexed(_)) => Access::WriteShared,
+            (access, MetaKind::Internal | MetaKind::Flexible | MetaKind::Indexed(_)) => access,
+        };
+        let meta = meta_path(volume).map(|path| Device::open(path, meta_access).map_err(named));
         Ok(Self { meta: meta.transpose()?, object, kind, data, size })
     }
 

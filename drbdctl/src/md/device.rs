@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use replication_core::meta::Page;
 use replication_core::meta::page::PAGE_SIZE;
 use replication_core::units::{SECTOR_SIZE, Sector};
+use rustix::fs::FlockOperation;
 
 use crate::exit::{self, Failure};
 
@@ -16,8 +17,11 @@ use crate::exit::{self, Failure};
 pub enum Access {
     /// Looking only; others may use it meanwhile.
     Read,
-    /// Writing; refused while the system uses it.
+    /// Writing; refused while the system or an engine uses it.
     Write,
+    /// Writing one part of metadata that several volumes share; refused while the system uses it,
+    /// or somebody who does not share it.
+    WriteShared,
 }
 
 /// An open device or file.
@@ -38,7 +42,7 @@ impl Device {
     pub fn open(path: &Path, access: Access) -> Result<Self, Failure> {
         let fail = |error: &io::Error| {
             let busy = error.raw_os_error() == Some(nix::libc::EBUSY);
-            let hint = if busy { " (mounted, or part of another device)" } else { "" };
+            let hint = if busy { " (mounted, part of another device, or an engine's)" } else { "" };
             Failure::new(exit::SYSTEM, format!("open {}: {error}{hint}", path.display()))
         };
         let kind = std::fs::metadata(path).map_err(|error| fail(&error))?.file_type();
@@ -48,7 +52,7 @@ impl Device {
         }
         let mut options = OpenOptions::new();
         options.read(true);
-        if access == Access::Write {
+        if access != Access::Read {
             options.write(true);
             if kind.is_block_device() {
                 // The system then refuses what is mounted or claimed.
@@ -56,6 +60,7 @@ impl Device {
             }
         }
         let mut file = options.open(path).map_err(|error| fail(&error))?;
+        lock(&file, access).map_err(|error| fail(&error))?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(|error| fail(&error))?;
         Ok(Self { file, path: path.to_path_buf(), size: Sector(bytes / SECTOR_SIZE) })
     }
@@ -134,5 +139,20 @@ impl Device {
     pub fn flush(&self) -> Result<(), Failure> {
         let flushed = self.file.sync_data();
         flushed.map_err(|error| Failure::system(format!("flush {}", self.path.display()), &error))
+    }
+}
+
+/// Takes the lock by which engines keep others away from what they use; it goes with the file. A
+/// plain file has no other guard.
+fn lock(file: &File, access: Access) -> io::Result<()> {
+    let operation = match access {
+        Access::Read => return Ok(()),
+        Access::Write => FlockOperation::NonBlockingLockExclusive,
+        Access::WriteShared => FlockOperation::NonBlockingLockShared,
+    };
+    match rustix::fs::flock(file, operation) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(rustix::io::Errno::BUSY.into()),
+        Err(errno) => Err(errno.into()),
     }
 }
