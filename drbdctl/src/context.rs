@@ -6,6 +6,7 @@
 //! | `RES.sock` | the control socket of the engine |
 //! | `RES.lock` | locked as long as an engine serves the resource; holds its process id |
 //! | `RES.log` | what the engine says |
+//! | `RES.tool` | locked as long as a drbdctl starts, ends or changes the engine |
 //!
 //! The directory is `/run/drbd`, or `/run/drbd/NODE` when the node is named by `--node` or by
 //! `__DRBD_NODE__`, so that two nodes can live on one host. `DRBD_RUN_DIR` replaces `/run/drbd`.
@@ -38,6 +39,23 @@ pub struct Paths {
     pub lock: PathBuf,
     /// What the engine says.
     pub log: PathBuf,
+    /// Locked by the tool.
+    pub tool: PathBuf,
+}
+
+impl Paths {
+    /// The files of a resource in a directory of run-time files.
+    #[must_use]
+    pub fn in_dir(dir: &Path, resource: &str) -> Self {
+        let file = |suffix: &str| dir.join(format!("{resource}.{suffix}"));
+        Self {
+            json: file("json"),
+            socket: file("sock"),
+            lock: file("lock"),
+            log: file("log"),
+            tool: file("tool"),
+        }
+    }
 }
 
 /// Who we are and what holds.
@@ -183,8 +201,8 @@ impl Context {
     /// # Errors
     /// If the path of the socket is longer than the system allows.
     pub fn paths(&self, resource: &str) -> Result<Paths, Failure> {
-        let file = |suffix: &str| self.run_dir.join(format!("{resource}.{suffix}"));
-        let socket = file("sock");
+        let paths = Paths::in_dir(&self.run_dir, resource);
+        let socket = &paths.socket;
         let len = socket.as_os_str().len();
         if len > SOCKET_PATH_MAX {
             return Err(Failure::new(
@@ -195,7 +213,7 @@ impl Context {
                 ),
             ));
         }
-        Ok(Paths { json: file("json"), socket, lock: file("lock"), log: file("log") })
+        Ok(paths)
     }
 
     /// Names of the resources that have run-time files, in alphabetical order.

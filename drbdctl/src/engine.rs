@@ -44,7 +44,10 @@ pub fn pause(time: Duration) {
 }
 
 /// Looks again and again until `look` finds something or the time is over.
-fn poll_until<T>(
+///
+/// # Errors
+/// Those of `look`.
+pub fn poll_until<T>(
     limit: Duration,
     mut look: impl FnMut() -> Result<Option<T>, Failure>,
 ) -> Result<Option<T>, Failure> {
@@ -143,6 +146,14 @@ pub fn lock_state(paths: &Paths) -> Result<Lock, Failure> {
         Err((file, Errno::EWOULDBLOCK)) => Ok(Lock::Held(holder(file, &paths.lock))),
         Err((_, errno)) => Err(Failure::system(format!("examine the lock {shown}"), &errno)),
     }
+}
+
+/// The engine of a resource by a look at what its lock file says, without touching the lock: an
+/// engine that is starting at this moment would find it taken. For messages and for what is checked
+/// again; an engine that has not written its process id yet is not seen.
+#[must_use]
+pub fn seen(paths: &Paths) -> Option<i32> {
+    holder(File::open(&paths.lock).ok()?, &paths.lock)
 }
 
 /// The process named by the lock file, if it has the very file open.
@@ -379,21 +390,11 @@ pub fn clean_up(paths: &Paths) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
-    fn paths(dir: &Path) -> Paths {
-        let file = |name: &str| dir.join(name);
-        Paths {
-            json: file("r0.json"),
-            socket: file("r0.sock"),
-            lock: file("r0.lock"),
-            log: file("r0.log"),
-        }
-    }
-
     /// A lock is free, held by a known process, or held by one that its file does not name.
     #[test]
     fn the_holder_is_named_only_when_it_is_sure() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = paths(dir.path());
+        let paths = Paths::in_dir(dir.path(), "r0");
         assert_eq!(lock_state(&paths).unwrap(), Lock::Free);
         std::fs::write(&paths.lock, format!("{}\n", std::process::id())).unwrap();
         assert_eq!(lock_state(&paths).unwrap(), Lock::Free);
@@ -408,12 +409,39 @@ mod tests {
         assert_eq!(lock_state(&paths).unwrap(), Lock::Free);
     }
 
+    /// A look at who has the lock leaves an engine alone that takes it at the same moment.
+    #[test]
+    fn a_look_takes_no_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::in_dir(dir.path(), "r0");
+        assert_eq!(seen(&paths), None);
+        std::fs::write(&paths.lock, "").unwrap();
+        let (ask, end) = std::sync::mpsc::channel::<()>();
+        let looking = paths.clone();
+        let look = std::thread::spawn(move || {
+            let running = Err(std::sync::mpsc::TryRecvError::Empty);
+            while end.try_recv() == running {
+                assert_eq!(seen(&looking), None, "nobody has written who he is");
+            }
+        });
+        for turn in 0..2000 {
+            let file = File::open(&paths.lock).unwrap();
+            let taken = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+            assert!(taken.is_ok(), "turn {turn}");
+        }
+        ask.send(()).unwrap();
+        look.join().unwrap();
+        let _held = Flock::lock(File::open(&paths.lock).unwrap(), FlockArg::LockExclusive).unwrap();
+        std::fs::write(&paths.lock, format!("{}\n", std::process::id())).unwrap();
+        assert_eq!(seen(&paths), i32::try_from(std::process::id()).ok());
+    }
+
     /// What an engine said last is shown, without what was there before and without control
     /// characters.
     #[test]
     fn the_end_of_the_log() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = paths(dir.path());
+        let paths = Paths::in_dir(dir.path(), "r0");
         assert!(log_tail(&paths, 0).contains("No such file"));
         std::fs::write(&paths.log, "old\n").unwrap();
         assert!(log_tail(&paths, 4).contains("it said nothing"));

@@ -7,6 +7,7 @@
 //! | [`context`] | which node is this, and where are its files? |
 //! | [`settings`] | what does the engine have to know? |
 //! | [`client`], [`engine`] | how is an engine asked, started and ended? |
+//! | [`guard`] | does another run of the tool work on the same resource? |
 //! | [`verbs`] | what does each verb do? |
 //! | [`render`] | how is a state shown? |
 //! | [`md`] | what is on a device, and how does metadata get there? |
@@ -20,6 +21,7 @@ pub mod conf;
 pub mod context;
 pub mod engine;
 pub mod exit;
+pub mod guard;
 pub mod md;
 pub mod object;
 pub mod render;

@@ -104,13 +104,17 @@ fn no_engine() {
     look(&bed);
     // The first verb of the list was `down`, which clears away what a dead engine left.
     assert!(!bed.run_file("r0.sock").exists());
-    let own = std::fs::File::create(bed.run_file("r0.lock")).unwrap();
+    std::fs::write(bed.run_file("r0.lock"), format!("{}\n", std::process::id())).unwrap();
+    let own = std::fs::File::open(bed.run_file("r0.lock")).unwrap();
     let arg = nix::fcntl::FlockArg::LockExclusive;
     let held = nix::fcntl::Flock::lock(own, arg).unwrap();
-    for verb in ["down", "secondary", "primary", "up", "create-md", "down --force"] {
+    for verb in ["down", "secondary", "primary", "up", "create-md"] {
         let ran = bed.run(&format!("{verb} r0"));
         assert_eq!(ran.exit, 20, "{ran:?}");
     }
+    // Nobody is killed who is not known for sure.
+    std::fs::write(bed.run_file("r0.lock"), "").unwrap();
+    bed.run("down --force r0").fails(20, "killed nobody");
     drop(held);
     assert_eq!(bed.run("secondary r0").works(), "");
 }

@@ -23,6 +23,9 @@ fn plays_an_engine() {
     let config: EngineConfig = serde_json::from_slice(&config).unwrap();
     assert_eq!(std::env::var("FAKE_WORDS").unwrap(), "run --config");
     let file = |suffix: &str| format!("{}/{}.{suffix}", config.run_dir, config.resource.name);
+    while mode == "slow" && !std::path::Path::new(&file("go")).exists() {
+        std::thread::park_timeout(std::time::Duration::from_millis(10));
+    }
     let lock = File::create(file("lock")).unwrap();
     let mut lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
     writeln!(lock, "{}", std::process::id()).unwrap();
@@ -143,6 +146,60 @@ fn refused_down() {
     bed.run("status").fails(20, "r0: its engine has died");
     assert_eq!(bed.run("down r0").works(), "");
     assert_eq!(bed.run("status").works(), "# No currently configured DRBD found.\n");
+}
+
+/// A `down` that is typed while an `up` is at work waits for it: it must not take the files away
+/// that the `up` has just written, and leave the engine that it starts.
+#[test]
+fn down_beside_up() {
+    let bed = Bed::new("");
+    let program = bed.engine_program("slow");
+    let start = |verb: &str| {
+        let mut tool = bed.program();
+        tool.args([verb, "r0"]).env("DRBD_ENGINE", &program);
+        tool.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        tool.spawn().unwrap()
+    };
+    let up = start("up");
+    wait_until(|| bed.run_file("r0.json").exists());
+    let mut down = start("down");
+    let guard = bed.run_file("r0.tool");
+    let fds = format!("/proc/{}/fd", down.id());
+    let is_at_guard = || {
+        let open = std::fs::read_dir(&fds).into_iter().flatten().flatten();
+        open.map(|fd| fd.path()).any(|fd| std::fs::read_link(fd).is_ok_and(|to| to == guard))
+    };
+    wait_until(|| down.try_wait().unwrap().is_some() || is_at_guard());
+    assert!(bed.run_file("r0.json").exists(), "it waits for as long as the engine is starting");
+    File::create(bed.run_file("r0.go")).unwrap();
+    for tool in [up, down] {
+        let output = tool.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    assert!(log(&bed).contains("got Up") && log(&bed).contains("got Down"), "{}", log(&bed));
+    assert!(!bed.run_file("r0.json").exists() && !bed.run_file("r0.sock").exists());
+}
+
+/// Whoever insists does not wait long for a tool that hangs, and names it if that does not help.
+#[test]
+fn the_lock_of_a_tool_that_hangs() {
+    let bed = Bed::new("");
+    let program = bed.engine_program("good");
+    assert_eq!(bed.run_with("up r0", &[("DRBD_ENGINE", &program)]).works(), "");
+    let tool = File::options().append(true).open(bed.run_file("r0.tool")).unwrap();
+    let held = Flock::lock(tool, FlockArg::LockExclusive).unwrap();
+    let start = std::time::Instant::now();
+    assert_eq!(bed.run("down --force r0").works(), "");
+    assert!(start.elapsed() < std::time::Duration::from_secs(30));
+    drop(held);
+}
+
+fn wait_until(mut is_true: impl FnMut() -> bool) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !is_true() {
+        assert!(std::time::Instant::now() < end, "it did not come true");
+        std::thread::park_timeout(std::time::Duration::from_millis(10));
+    }
 }
 
 /// An engine that promised to end and does not is killed by `--force`.

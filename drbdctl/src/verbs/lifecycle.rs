@@ -232,28 +232,17 @@ fn missing(config: &EngineConfig, status: &Status) -> Vec<Command> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
-    use std::path::Path;
 
     use nix::fcntl::{Flock, FlockArg};
 
     use super::*;
-
-    fn paths(dir: &Path) -> Paths {
-        let file = |name: &str| dir.join(name);
-        Paths {
-            json: file("r0.json"),
-            socket: file("r0.sock"),
-            lock: file("r0.lock"),
-            log: file("r0.log"),
-        }
-    }
 
     /// An engine that lost a race against another one for the same resource takes nothing of the
     /// other one away: no command is sent to it, and its files stay.
     #[test]
     fn the_loser_of_a_race_leaves_the_winner_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = paths(dir.path());
+        let paths = Paths::in_dir(dir.path(), "r0");
         let winner = UnixListener::bind(&paths.socket).unwrap();
         winner.set_nonblocking(true).unwrap();
         std::fs::write(&paths.json, "{}").unwrap();
@@ -275,7 +264,7 @@ mod tests {
     #[test]
     fn a_killed_engine_is_waited_for() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = paths(dir.path());
+        let paths = Paths::in_dir(dir.path(), "r0");
         let listener = UnixListener::bind(&paths.socket).unwrap();
         let file = std::fs::File::create(&paths.lock).unwrap();
         let held = Flock::lock(file, FlockArg::LockExclusive).unwrap();

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Session, mute_engine};
 use crate::client::{Contact, contact};
-use crate::engine::{self, Lock};
+use crate::engine;
 use crate::exit::{self, Failure};
 use crate::md::create::Target;
 use crate::md::device::Access;
@@ -85,9 +85,9 @@ impl Session<'_> {
                 );
                 Err(Failure::new(exit::SYSTEM, text))
             }
-            Contact::Absent | Contact::Stale => match engine::lock_state(&paths)? {
-                Lock::Free => Ok(()),
-                Lock::Held(pid) => Err(mute_engine(resource, pid)),
+            Contact::Absent | Contact::Stale => match engine::seen(&paths) {
+                None => Ok(()),
+                Some(pid) => Err(mute_engine(resource, Some(pid))),
             },
         }
     }

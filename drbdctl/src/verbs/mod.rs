@@ -19,8 +19,9 @@ use replication_core::units::VolumeNr;
 use crate::cli::{self, Cli, Verb};
 use crate::client::{Contact, contact};
 use crate::context::Context;
-use crate::engine::{self, Lock};
+use crate::engine;
 use crate::exit::{self, Failure};
+use crate::guard::{self, Manner};
 use crate::object::Named;
 
 /// The command line tool: arguments with the program's name first, and the two streams. Returns
@@ -101,11 +102,15 @@ impl Session<'_> {
             Verb::CreateMd(args) => {
                 self.warn()?;
                 let force = args.force;
-                self.each_part(&args.on.objects, |me, on| me.create_md(on, force))
+                self.each_part(&args.on.objects, |me, on| {
+                    me.guarded(on, Manner::Change, |me| me.create_md(on, force))
+                })
             }
             Verb::WipeMd(args) => {
                 let force = args.force;
-                self.each_part(&args.on.objects, |me, on| me.wipe_md(on, force))
+                self.each_part(&args.on.objects, |me, on| {
+                    me.guarded(on, Manner::Change, |me| me.wipe_md(on, force))
+                })
             }
             Verb::DumpMd(args) => {
                 let force = args.force;
@@ -113,11 +118,17 @@ impl Session<'_> {
             }
             Verb::GetGi(on) => self.each_part(&on.objects, |me, on| me.get_gi(on, false)),
             Verb::ShowGi(on) => self.each_part(&on.objects, |me, on| me.get_gi(on, true)),
-            Verb::Up(on) => self.each_whole("up", &on.objects, Self::up),
-            Verb::Adjust(on) => self.each_whole("adjust", &on.objects, Self::adjust),
+            Verb::Up(on) => self.each_whole("up", &on.objects, |me, on| {
+                me.guarded(on, Manner::Begin, |me| me.up(on))
+            }),
+            Verb::Adjust(on) => self.each_whole("adjust", &on.objects, |me, on| {
+                me.guarded(on, Manner::Begin, |me| me.adjust(on))
+            }),
             Verb::Down(args) => {
                 let force = args.force;
-                self.each_whole("down", &args.on.objects, |me, on| me.down(on, force))
+                self.each_whole("down", &args.on.objects, |me, on| {
+                    me.guarded(on, change(force), |me| me.down(on, force))
+                })
             }
             Verb::Status(args) => self.status(args),
             Verb::Role(on) => self.each_part(&on.objects, Self::role),
@@ -188,6 +199,27 @@ impl Session<'_> {
         })
     }
 
+    /// Does something to a resource while no other run of the tool does.
+    fn guarded(
+        &mut self,
+        on: &Named,
+        manner: Manner,
+        act: impl FnOnce(&mut Self) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        if self.context.dry_run {
+            return act(self);
+        }
+        if manner == Manner::Begin {
+            // A name that nobody knows leaves no file behind.
+            self.context.view(&on.resource)?;
+        }
+        let paths = self.context.paths(&on.resource)?;
+        let guard = guard::take(&on.resource, &paths, manner)?;
+        let result = act(self);
+        drop(guard);
+        result
+    }
+
     /// A peer that is named must be the one there is.
     fn check_peer(&self, object: &Named) -> Result<(), Failure> {
         let Some(named) = &object.peer else {
@@ -224,8 +256,8 @@ impl Session<'_> {
             Contact::Engine(client) => return Ok(Some(client)),
             Contact::Absent | Contact::Stale => {}
         }
-        if let Lock::Held(pid) = engine::lock_state(&paths)? {
-            return Err(mute_engine(resource, pid));
+        if let Some(pid) = engine::seen(&paths) {
+            return Err(mute_engine(resource, Some(pid)));
         }
         // A name that nobody knows is another matter than one that is not in use.
         self.context.view(resource)?;
@@ -249,6 +281,11 @@ impl Session<'_> {
             Err(refusal) => Err(Failure::refused(&object.to_string(), &refusal)),
         }
     }
+}
+
+/// How a verb that changes what is there goes about other runs of the tool.
+fn change(force: bool) -> Manner {
+    if force { Manner::Force } else { Manner::Change }
 }
 
 fn volume_of(object: &Named) -> Option<VolumeNr> {

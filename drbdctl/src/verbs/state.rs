@@ -3,20 +3,22 @@
 use replication_core::control::Command;
 use replication_core::units::{SECTOR_SIZE, Sector};
 
-use super::{Idle, Session, volume_of};
+use super::{Idle, Session, change, volume_of};
 use crate::cli::Verb;
 use crate::exit::Failure;
+use crate::guard::Manner;
 
 impl Session<'_> {
     /// Sends the command of a verb for each object.
     pub(super) fn change(&mut self, verb: &Verb) -> Result<u8, Failure> {
         match verb {
             Verb::Attach(on) => self.each_part(&on.objects, |me, on| {
-                me.send(on, &Command::Attach(volume_of(on)), Idle::Needed)
+                let command = Command::Attach(volume_of(on));
+                me.guarded(on, Manner::Change, |me| me.send(on, &command, Idle::Needed))
             }),
             Verb::Detach(args) => self.each_part(&args.on.objects, |me, on| {
                 let command = Command::Detach { volume: volume_of(on), force: args.force };
-                me.send(on, &command, Idle::Fine)
+                me.guarded(on, change(args.force), |me| me.send(on, &command, Idle::Fine))
             }),
             Verb::Invalidate(on) => self.each_part(&on.objects, |me, on| {
                 me.send(on, &Command::Invalidate(volume_of(on)), Idle::Needed)
