@@ -100,6 +100,9 @@ pub struct Wait {
     /// Give up after this time; default: 'wfc-timeout' of the 'startup' section.
     #[arg(short = 't', long, value_name = "SECONDS")]
     pub wfc_timeout: Option<u32>,
+    /// The same when this node was Primary without its peer before it went down.
+    #[arg(long, value_name = "SECONDS")]
+    pub degr_wfc_timeout: Option<u32>,
     /// The same while the peer's data are known to be outdated.
     #[arg(short = 'o', long, value_name = "SECONDS")]
     pub outdated_wfc_timeout: Option<u32>,

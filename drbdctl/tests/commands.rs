@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Bed, refusal, state, status_reply};
-use replication_core::control::{Command, Reply};
+use replication_core::control::{Command, Reply, SCHEMA};
 use replication_core::units::{Sector, VolumeNr};
 
 /// Each verb sends its command; the historic orders of words send the same.
@@ -212,7 +212,7 @@ fn waits() {
                 status.volumes[0].replication = "SyncTarget".to_owned();
                 status.volumes[0].cstate = "SyncTarget".to_owned();
             }
-            3.. => {}
+            3.. => status.volumes[0].disk = "UpToDate".to_owned(),
             _ => unreachable!("it counts from one"),
         }
         status_reply(status)
@@ -225,6 +225,27 @@ fn waits() {
     let _commands = bed.engine(|_| status_reply(state("Connecting", "UpToDate", "DUnknown")));
     bed.run("wait-connect r0").fails(5, "r0: not there after 1 s: Connecting");
     bed.run("wait-sync --wfc-timeout=1 r0").fails(5, "r0: not there after 1 s");
+
+    // A node that was alone before it went down has a limit of its own, and says so.
+    let bed = Bed::new("startup { degr-wfc-timeout 1; outdated-wfc-timeout 2; }");
+    let _commands = bed.engine(|_| {
+        let mut status = state("Connecting", "UpToDate", "DUnknown");
+        status.volumes[0].was_degraded = true;
+        status_reply(status)
+    });
+    let ran = bed.run("wait-connect r0");
+    ran.fails(5, "r0: not there after 1 s: Connecting (degr-wfc-timeout: this node was Primary");
+    assert!(ran.out.contains("r0: waiting up to 1 s (degr-wfc-timeout"), "{}", ran.out);
+    bed.run("wait-connect --degr-wfc-timeout 2 r0").fails(5, "r0: not there after 2 s");
+
+    // No node's data count yet: nothing is in sync, and it is said what is missing.
+    let bed = Bed::new("");
+    let _commands =
+        bed.engine(|_| status_reply(state("Connected", "Inconsistent", "Inconsistent")));
+    assert_eq!(bed.run("wait-connect r0").works(), "r0: Connected\n");
+    let ran = bed.run("wait-sync -t 1 r0");
+    ran.fails(5, "r0: not there after 1 s: Connected");
+    assert!(ran.out.contains("drbdctl primary --force r0"), "{}", ran.out);
 
     let bed = Bed::new("");
     let _commands = bed.engine(|_| status_reply(state("StandAlone", "UpToDate", "DUnknown")));
@@ -432,7 +453,7 @@ fn strange_engines() {
     use std::io::Write;
     for (bytes, part) in [
         (&[0, 0, 0, 2, 99, 0][..], "different versions"),
-        (&[0, 0, 0, 2, 1, 77][..], "malformed"),
+        (&[0, 0, 0, 2, SCHEMA, 77][..], "malformed"),
         (&[0xff; 4][..], "control frame"),
         (&[][..], "closed the connection without an answer"),
     ] {

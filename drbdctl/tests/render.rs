@@ -66,6 +66,7 @@ fn syncing() -> Status {
         paused_ms: 0,
         window_ms: 3000,
         window_sectors: 262_144,
+        want_kib: 102_400,
     });
     status
 }

@@ -241,6 +241,9 @@ impl Resource {
             }
         }
         if old.conn < Conn::Connected && new.conn >= Conn::Connected {
+            if let Some(disk) = self.volumes[at].disk.as_mut() {
+                disk.was_degraded = false;
+            }
             self.link.conn = self.link.conn.max(Conn::WFReportParams);
             if self.volumes.iter().all(|v| v.state.conn >= Conn::Connected) {
                 self.link.conn = Conn::Connected;

@@ -12,7 +12,7 @@ use crate::config::EngineConfig;
 use crate::units::{Sector, VolumeNr};
 
 /// Version of the messages below. A tool and an engine of different versions refuse each other.
-pub const SCHEMA: u8 = 1;
+pub const SCHEMA: u8 = 2;
 /// Most bytes of a frame after its length field.
 pub const MAX_FRAME: u32 = 1 << 20;
 
@@ -202,6 +202,9 @@ pub struct VolumeStatus {
     pub unacked: u64,
     /// Generation identifiers: current, bitmap, history 1, history 2.
     pub uuids: [u64; 4],
+    /// When its disk was attached, this node had last been Primary without its peer, and there was
+    /// no connection since.
+    pub was_degraded: bool,
     /// Why resync is paused: `no`, or a list of `user`, `peer`, `dependency`.
     pub resync_suspended: String,
     /// Present while a resync runs.
@@ -225,6 +228,8 @@ pub struct ResyncStatus {
     pub window_ms: u64,
     /// Synced in the last window, sectors.
     pub window_sectors: u64,
+    /// On the target, which sets the pace: the speed that it asks for, KiB/s. Zero on the source.
+    pub want_kib: u64,
 }
 
 /// Why bytes are no message.

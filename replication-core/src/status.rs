@@ -4,6 +4,7 @@
 
 use crate::control::{ResyncStatus, Status, VolumeStatus};
 use crate::resource::Resource;
+use crate::resync::rate::RateController;
 use crate::state::{Conn, Role};
 use crate::units::{SECTORS_PER_BLOCK, Time};
 use crate::volume::Volume;
@@ -28,7 +29,7 @@ impl Resource {
             ap_in_flight: self.mirrored_in_flight(),
             rs_in_flight: rs_in_flight
                 .filter_map(|resync| resync.rate.as_ref())
-                .map(crate::resync::rate::RateController::in_flight)
+                .map(RateController::in_flight)
                 .sum(),
             split_brain: self.link.split_brain,
             volumes: self.volumes.iter().map(|volume| self.volume_status(volume, now)).collect(),
@@ -65,6 +66,7 @@ impl Resource {
             pending: self.pending_of(volume.ix),
             unacked: counters.unacked,
             uuids: volume.uuids().map_or([0; 4], |uuids| uuids.slots()),
+            was_degraded: volume.disk.as_ref().is_some_and(|disk| disk.was_degraded),
             resync_suspended: suspended_words(volume),
             resync: volume.resync.as_ref().filter(|_| is_syncing).map(|resync| {
                 let (elapsed, paused) = resync.times(now);
@@ -78,6 +80,7 @@ impl Resource {
                     paused_ms: paused.as_ms(),
                     window_ms: window.as_ms(),
                     window_sectors: blocks * SECTORS_PER_BLOCK,
+                    want_kib: resync.rate.as_ref().map_or(0, RateController::wanted_kib),
                 }
             }),
             ..VolumeStatus::default()

@@ -133,6 +133,8 @@ pub(crate) struct LocalDisk {
     pub(crate) meta: MetaQueue,
     /// This node was Primary when it went down and was not in sync since (GI-10).
     pub(crate) crashed_primary: bool,
+    /// The attach found that this node had been Primary without its peer; no connection since.
+    pub(crate) was_degraded: bool,
     /// The activity log on disk is not valid.
     pub(crate) log_disabled: bool,
     /// Bits were cleared since the last data flush: the bitmap may not go to disk before one.

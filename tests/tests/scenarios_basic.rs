@@ -307,3 +307,43 @@ fn status_tells_the_state() {
     assert_eq!(status.volumes[0].peer_disk, "UpToDate");
     assert_eq!(status.agreed_version, 101);
 }
+
+/// A Primary that went down without its peer says so when it is up again, until they meet; one
+/// that went down connected does not: the limits of a wait depend on it.
+#[test]
+fn a_node_knows_that_it_was_degraded() {
+    let degraded = |w: &World, n| w.status(n).volumes[0].was_degraded;
+    let mut w = World::new(31, Setup::default());
+    w.start_synced();
+    w.write(A, 0, 0, 8);
+    w.kill(A);
+    w.cut();
+    w.restart(A);
+    assert!(!degraded(&w, A), "the peer was there");
+    w.heal();
+    w.wait_synced();
+    w.must(A, Command::Primary { force: false });
+    w.kill(B);
+    w.run_until("A is alone", Span::from_secs(20), |w| w.conn(A) < Conn::Connected);
+    w.write(A, 0, 100, 8);
+    w.kill(A);
+    w.restart(A);
+    assert!(degraded(&w, A), "it was Primary alone");
+    w.restart(B);
+    w.wait_synced();
+    assert!(!degraded(&w, A) && !degraded(&w, B), "they have met");
+}
+
+/// The target of a resync tells the speed that it asks for; the source follows.
+#[test]
+fn the_wanted_speed_is_told() {
+    let mut w = World::new(32, Setup::with(|s| s.size(64 * MIB)));
+    w.up_both();
+    w.must(A, Command::Primary { force: true });
+    let want = |w: &World, n: usize| w.status(n).volumes[0].resync.as_ref().map(|r| r.want_kib);
+    let is_under_way = |w: &mut World| want(w, B).is_some_and(|kib| kib > 0);
+    w.run_until("the target asks for blocks", Span::from_secs(20), is_under_way);
+    assert!(want(&w, B).is_some_and(|kib| kib <= 102_400), "c-max-rate: {:?}", want(&w, B));
+    assert_eq!(want(&w, A), Some(0), "the target sets the pace");
+    w.wait_synced();
+}

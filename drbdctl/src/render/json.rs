@@ -179,9 +179,9 @@ fn sync_details(resync: &ResyncStatus, members: &mut Members) {
     members.raw("rs-dt1-ms", resync.window_ms);
     members.raw("rs-db1-sectors", resync.window_sectors);
     members.raw("rs-failed", resync.failed_sectors);
-    // There is no resync by checksums, and the wish of the controller is not part of the state.
+    // There is no resync by checksums.
     members.raw("rs-same-csum", 0);
-    members.raw("want", progress::Hundredths(0));
+    members.raw("want", progress::wanted_rate(resync));
     members.raw("db0/dt0 [MiB/s]", rate);
     members.raw("db1/dt1 [MiB/s]", rate);
     members.raw("estimated-seconds-to-finish", progress::eta_seconds(resync).unwrap_or(0));

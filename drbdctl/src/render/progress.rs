@@ -61,6 +61,12 @@ pub fn window_rate(resync: &ResyncStatus) -> Hundredths {
     rate(resync.window_sectors, resync.window_ms)
 }
 
+/// The speed that the target asks for, MiB/s.
+#[must_use]
+pub fn wanted_rate(resync: &ResyncStatus) -> Hundredths {
+    rate(resync.want_kib.saturating_mul(2), 1000)
+}
+
 /// Speed since the start, without pauses, MiB/s.
 #[must_use]
 pub fn average_rate(resync: &ResyncStatus) -> Hundredths {
@@ -97,7 +103,9 @@ mod tests {
             paused_ms: 0,
             window_ms: 3000,
             window_sectors: 262_144,
+            want_kib: 102_400,
         };
+        assert_eq!(wanted_rate(&resync).to_string(), "100.00");
         assert_eq!(resync_done(&resync).to_string(), "62.50");
         assert_eq!(window_rate(&resync).to_string(), "42.67");
         assert_eq!(average_rate(&resync).to_string(), "106.67");
@@ -131,6 +139,7 @@ mod tests {
             paused_ms: 0,
             window_ms: u64::MAX,
             window_sectors: 1,
+            want_kib: 0,
         };
         let expected = saturated((u128::from(u64::MAX) * 100_000 + 1024) / 2048);
         assert_eq!(average_rate(&resync), Hundredths(expected));

@@ -1,10 +1,24 @@
 //! `wait-connect` and `wait-sync`.
 //!
-//! The limit is that of the command line, else that of the `startup` section; it counts from the
-//! start of the command for all its objects. An engine has no way to announce a change, so it is
+//! | the limit is that of | when |
+//! |---|---|
+//! | `outdated-wfc-timeout` | the peer's disk is known to be Outdated: it cannot become Primary |
+//! | `degr-wfc-timeout` | the node was Primary without its peer before it went down |
+//! | `wfc-timeout` | else |
+//!
+//! Each is taken from the command line, else from the `startup` section, and counts from the start
+//! of the command for all its objects. Both cases are read off the metadata when the disk is
+//! attached; they end with the next connection. Which one applies is told.
+//!
+//! `wait-sync` ends when the peer is connected and there is nothing to sync: no resync runs or is
+//! about to, and no disk is Inconsistent. Where only an operator can go on, because the resync is
+//! paused or because no node's data count yet, it says so and waits all the same: somebody may be
+//! about to type just that on the other node.
+//!
+//! An engine has no way to announce a change, so it is
 //! asked again and again, on a terminal more often, for the sake of the progress bar.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -25,17 +39,58 @@ const INTERVAL: Duration = Duration::from_millis(200);
 pub(super) enum Goal {
     /// The peer is connected.
     Connect,
-    /// The peer is connected and no resync runs.
+    /// The peer is connected and there is nothing to sync.
     Sync,
+}
+
+/// Which of the limits applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Case {
+    Normal,
+    Degraded,
+    Outdated,
+}
+
+impl Case {
+    fn of(status: &Status, on: &Named) -> Self {
+        let mut volumes = words::volumes(status, on.volume);
+        if volumes.all(|volume| volume.peer_disk == "Outdated") {
+            return Self::Outdated;
+        }
+        let mut volumes = words::volumes(status, on.volume);
+        if volumes.any(|volume| volume.was_degraded) { Self::Degraded } else { Self::Normal }
+    }
+
+    /// The option, and why it applies.
+    fn words(self) -> &'static str {
+        match self {
+            Self::Normal => "wfc-timeout",
+            Self::Degraded => {
+                "degr-wfc-timeout: this node was Primary without its peer when it went down"
+            }
+            Self::Outdated => "outdated-wfc-timeout: the peer's disk is Outdated",
+        }
+    }
 }
 
 /// How long to wait; `None`: for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Limits {
     normal: Option<Duration>,
+    degraded: Option<Duration>,
     outdated: Option<Duration>,
     /// Go on in state StandAlone.
     after_split_brain: bool,
+}
+
+impl Limits {
+    fn of(&self, case: Case) -> Option<Duration> {
+        match case {
+            Case::Normal => self.normal,
+            Case::Degraded => self.degraded,
+            Case::Outdated => self.outdated,
+        }
+    }
 }
 
 fn limit(seconds: u32) -> Option<Duration> {
@@ -64,6 +119,10 @@ impl Session<'_> {
             |given: Option<u32>, configured: Option<u32>| limit(given.or(configured).unwrap_or(0));
         Limits {
             normal: or(args.wfc_timeout, configured.map(|startup| startup.wfc_timeout_s)),
+            degraded: or(
+                args.degr_wfc_timeout.or(args.wfc_timeout),
+                configured.map(|startup| startup.degr_wfc_timeout_s),
+            ),
             outdated: or(
                 args.outdated_wfc_timeout.or(args.wfc_timeout),
                 configured.map(|startup| startup.outdated_wfc_timeout_s),
@@ -89,10 +148,7 @@ impl Session<'_> {
             if words::volumes(&status, on.volume).next().is_none() {
                 return Err(no_volume(on));
             }
-            if let Some(line) = display.show(&status, on) {
-                writeln!(self.out, "{line}")?;
-                self.out.flush()?;
-            }
+            display.show(self.out, &status, on, limits, goal)?;
             match judge(&status, on, goal, limits, start.elapsed()) {
                 Verdict::Done => {
                     display.end();
@@ -132,12 +188,40 @@ fn is_syncing(volume: &VolumeStatus) -> bool {
     volume.resync.is_some() || words.contains(&volume.replication.as_str())
 }
 
+/// Whether a disk waits for data, now or after the next `primary --force`.
+fn is_inconsistent(volume: &VolumeStatus) -> bool {
+    [&volume.disk, &volume.peer_disk].iter().any(|disk| *disk == "Inconsistent")
+}
+
+/// What only an operator can do so that the wait comes to its end.
+fn advice(volume: &VolumeStatus, resource: &str) -> Option<String> {
+    let paused = &volume.resync_suspended;
+    if volume.replication.starts_with("PausedSync") {
+        let place = if paused.contains("user") { "" } else { " on the peer" };
+        let by = if paused.is_empty() || paused == "no" { "peer" } else { paused };
+        return Some(format!(
+            "resync is paused ({by}); go on with: drbdctl resume-sync {resource}{place}"
+        ));
+    }
+    let is_idle = volume.replication == "Established";
+    let neither = [&volume.disk, &volume.peer_disk].iter().all(|disk| *disk == "Inconsistent");
+    (is_idle && neither).then(|| {
+        format!(
+            "both disks are Inconsistent; on the node whose data are to be kept: \
+             drbdctl primary --force {resource}"
+        )
+    })
+}
+
 fn judge(status: &Status, on: &Named, goal: Goal, limits: Limits, waited: Duration) -> Verdict {
     let is_connected = status.connection == "Connected";
     let is_syncing = words::volumes(status, on.volume).any(is_syncing);
     let is_done = match goal {
         Goal::Connect => is_connected,
-        Goal::Sync => is_connected && !is_syncing,
+        Goal::Sync => {
+            let lacks_data = words::volumes(status, on.volume).any(is_inconsistent);
+            is_connected && !is_syncing && !lacks_data
+        }
     };
     if is_done {
         return Verdict::Done;
@@ -148,14 +232,13 @@ fn judge(status: &Status, on: &Named, goal: Goal, limits: Limits, waited: Durati
             status.name
         ));
     }
-    let is_outdated = status.volumes.iter().all(|volume| volume.peer_disk == "Outdated");
-    let limit = if is_outdated { limits.outdated } else { limits.normal };
-    match limit {
+    let case = Case::of(status, on);
+    match limits.of(case) {
         Some(limit) if waited >= limit => {
             let states: Vec<String> =
-                words::volumes(status, on.volume).map(|volume| volume.cstate.clone()).collect();
-            let (seconds, states) = (limit.as_secs(), states.join(", "));
-            Verdict::Over(format!("{on}: not there after {seconds} s: {states}"))
+                words::volumes(status, on.volume).map(words::cstate).collect();
+            let (seconds, states, why) = (limit.as_secs(), states.join(", "), case.words());
+            Verdict::Over(format!("{on}: not there after {seconds} s: {states} ({why})"))
         }
         Some(_) | None => Verdict::Wait,
     }
@@ -165,6 +248,8 @@ fn judge(status: &Status, on: &Named, goal: Goal, limits: Limits, waited: Durati
 struct Display {
     bar: Option<ProgressBar>,
     last: String,
+    /// Remarks that were made.
+    said: Vec<String>,
 }
 
 impl Display {
@@ -175,11 +260,32 @@ impl Display {
             let style = style.expect("the template is a constant that a test has read");
             ProgressBar::new(100).with_style(style.progress_chars("=> "))
         });
-        Self { bar, last: String::new() }
+        Self { bar, last: String::new(), said: Vec::new() }
     }
 
-    /// Shows a state; returns a line to print if it should be.
-    fn show(&mut self, status: &Status, on: &Named) -> Option<String> {
+    /// Shows a state, and each remark on it once.
+    fn show(
+        &mut self,
+        out: &mut dyn Write,
+        status: &Status,
+        on: &Named,
+        limits: Limits,
+        goal: Goal,
+    ) -> Result<(), Failure> {
+        if let Some(line) = self.advance(status, on) {
+            writeln!(out, "{line}")?;
+        }
+        for remark in remarks(status, on, limits, goal) {
+            if !self.said.contains(&remark) {
+                writeln!(out, "{on}: {remark}")?;
+                self.said.push(remark);
+            }
+        }
+        Ok(out.flush()?)
+    }
+
+    /// Moves the bar, or returns a line to print if there is something new.
+    fn advance(&mut self, status: &Status, on: &Named) -> Option<String> {
         let Some(bar) = &self.bar else {
             let states: Vec<&str> =
                 words::volumes(status, on.volume).map(|volume| volume.cstate.as_str()).collect();
@@ -220,6 +326,24 @@ impl Display {
     }
 }
 
+/// What the operator should know beside the state.
+fn remarks(status: &Status, on: &Named, limits: Limits, goal: Goal) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let case = Case::of(status, on);
+    if case != Case::Normal && status.connection != "Connected" {
+        let limit = limits.of(case).map_or_else(
+            || "waiting without a limit".to_owned(),
+            |limit| format!("waiting up to {} s", limit.as_secs()),
+        );
+        remarks.push(format!("{limit} ({})", case.words()));
+    }
+    if goal == Goal::Sync {
+        let volumes = words::volumes(status, on.volume);
+        remarks.extend(volumes.filter_map(|volume| advice(volume, &status.name)));
+    }
+    remarks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,20 +364,36 @@ mod tests {
         }
     }
 
+    fn disks(disk: &str, peer_disk: &str, replication: &str, paused: &str) -> Status {
+        let mut status = state("Connected", peer_disk, false);
+        status.volumes[0].disk = disk.to_owned();
+        status.volumes[0].replication = replication.to_owned();
+        status.volumes[0].resync_suspended = paused.to_owned();
+        status
+    }
+
+    fn degraded(connection: &str, peer_disk: &str) -> Status {
+        let mut status = state(connection, peer_disk, false);
+        status.volumes[0].was_degraded = true;
+        status
+    }
+
+    const LIMITS: Limits = Limits {
+        normal: Some(Duration::from_secs(10)),
+        degraded: Some(Duration::from_secs(7)),
+        outdated: Some(Duration::from_secs(5)),
+        after_split_brain: false,
+    };
+
     /// When a wait is over, and why.
     #[test]
     fn verdicts() {
-        let limits = Limits {
-            normal: Some(Duration::from_secs(10)),
-            outdated: Some(Duration::from_secs(5)),
-            after_split_brain: false,
-        };
         let on = Named::whole("r0");
         let judged = |status: &Status, goal, seconds| match judge(
             status,
             &on,
             goal,
-            limits,
+            LIMITS,
             Duration::from_secs(seconds),
         ) {
             Verdict::Done => "done",
@@ -268,16 +408,69 @@ mod tests {
             (state("Connected", "UpToDate", false), Goal::Sync, 10, "done"),
             (state("Connecting", "DUnknown", false), Goal::Connect, 9, "wait"),
             (state("Connecting", "DUnknown", false), Goal::Connect, 10, "over"),
+            (state("Connecting", "Outdated", false), Goal::Connect, 4, "wait"),
             (state("Connecting", "Outdated", false), Goal::Connect, 5, "over"),
+            (degraded("Connecting", "DUnknown"), Goal::Connect, 6, "wait"),
+            (degraded("Connecting", "DUnknown"), Goal::Connect, 7, "over"),
+            (degraded("Connecting", "Outdated"), Goal::Connect, 5, "over"),
             (state("StandAlone", "DUnknown", false), Goal::Connect, 0, "over"),
+            (disks("Inconsistent", "Inconsistent", "Established", "no"), Goal::Connect, 0, "done"),
+            (disks("Inconsistent", "Inconsistent", "Established", "no"), Goal::Sync, 0, "wait"),
+            (disks("Inconsistent", "Inconsistent", "Established", "no"), Goal::Sync, 10, "over"),
+            (disks("UpToDate", "Inconsistent", "Established", "no"), Goal::Sync, 0, "wait"),
+            (disks("UpToDate", "Inconsistent", "PausedSyncS", "user"), Goal::Sync, 0, "wait"),
+            (disks("UpToDate", "Diskless", "Established", "no"), Goal::Sync, 0, "done"),
+            (disks("UpToDate", "UpToDate", "Established", "no"), Goal::Sync, 0, "done"),
         ];
         for (status, goal, seconds, verdict) in table {
             assert_eq!(judged(&status, goal, seconds), verdict, "{status:?} {goal:?} {seconds}");
         }
-        let endless = Limits { normal: None, outdated: None, after_split_brain: true };
+        let endless = Limits { normal: None, after_split_brain: true, ..LIMITS };
         let alone = state("StandAlone", "DUnknown", false);
         let verdict = judge(&alone, &on, Goal::Sync, endless, Duration::from_secs(1 << 30));
         assert_eq!(verdict, Verdict::Wait);
+    }
+
+    /// What is said beside the state: the case, and what only an operator can do.
+    #[test]
+    fn what_is_remarked() {
+        let on = Named::whole("r0");
+        let said = |status: &Status, goal| remarks(status, &on, LIMITS, goal).join("|");
+        let table = [
+            (state("Connecting", "DUnknown", false), Goal::Sync, ""),
+            (
+                degraded("Connecting", "DUnknown"),
+                Goal::Connect,
+                "waiting up to 7 s (degr-wfc-timeout: this node was Primary without its peer when \
+                 it went down)",
+            ),
+            (
+                state("Connecting", "Outdated", false),
+                Goal::Connect,
+                "waiting up to 5 s (outdated-wfc-timeout: the peer's disk is Outdated)",
+            ),
+            (
+                disks("Inconsistent", "Inconsistent", "Established", "no"),
+                Goal::Sync,
+                "both disks are Inconsistent; on the node whose data are to be kept: \
+                 drbdctl primary --force r0",
+            ),
+            (disks("Inconsistent", "Inconsistent", "Established", "no"), Goal::Connect, ""),
+            (
+                disks("UpToDate", "Inconsistent", "PausedSyncS", "user"),
+                Goal::Sync,
+                "resync is paused (user); go on with: drbdctl resume-sync r0",
+            ),
+            (
+                disks("Inconsistent", "UpToDate", "PausedSyncT", "peer"),
+                Goal::Sync,
+                "resync is paused (peer); go on with: drbdctl resume-sync r0 on the peer",
+            ),
+            (disks("Inconsistent", "UpToDate", "SyncTarget", "no"), Goal::Sync, ""),
+        ];
+        for (status, goal, text) in table {
+            assert_eq!(said(&status, goal), text, "{status:?}");
+        }
     }
 
     /// The template of the bar is one that the library reads.

@@ -71,6 +71,7 @@ impl Resource {
             log_write: LogWrite::Idle,
             meta: MetaQueue::default(),
             crashed_primary: false,
+            was_degraded: false,
             log_disabled: false,
             cleared_unflushed: false,
             flush_first: false,
@@ -243,6 +244,7 @@ impl Resource {
         let (stripes, size) = (disk.geometry.al_stripes, disk.geometry.al_stripe_size_4k);
         let was_primary = flags.contains(MetaFlags::PRIMARY_IND);
         disk.crashed_primary = was_primary || flags.contains(MetaFlags::CRASHED_PRIMARY);
+        disk.was_degraded = was_primary && !flags.contains(MetaFlags::CONNECTED_IND);
         let whole = flags.contains(MetaFlags::FULL_SYNC)
             || (disk.crashed_primary && flags.contains(MetaFlags::AL_DISABLED));
         if whole {

@@ -30,6 +30,8 @@ pub struct RateController {
     under_way: u64,
     /// Blocks that may still be asked for in this interval.
     granted: u64,
+    /// What the last tick granted, blocks.
+    wanted: u64,
 }
 
 impl RateController {
@@ -44,6 +46,7 @@ impl RateController {
             in_flight: 0,
             under_way: 0,
             granted: 0,
+            wanted: 0,
         }
     }
 
@@ -51,6 +54,12 @@ impl RateController {
     #[must_use]
     pub const fn in_flight(&self) -> u64 {
         self.in_flight
+    }
+
+    /// The speed that was wanted in the last tick, KiB/s.
+    #[must_use]
+    pub const fn wanted_kib(&self) -> u64 {
+        self.wanted * (SECTORS_PER_BLOCK / SECTORS_PER_KIB) * TICKS_PER_SECOND
     }
 
     /// Sectors were asked for.
@@ -85,6 +94,7 @@ impl RateController {
         };
         // A rate below one block a tick still makes progress (RS-8).
         self.granted = blocks.max(u64::from(self.in_flight == 0));
+        self.wanted = self.granted;
     }
 
     /// The number of blocks to ask for now. `buffers` is the limit of receive memory in blocks
@@ -169,9 +179,12 @@ mod tests {
     fn a_fixed_rate_is_spread_over_the_ticks() {
         let config = RateConfig { resync_rate_kib: 4000, ..config(0) };
         let mut rate = RateController::new(&config);
+        assert_eq!(rate.wanted_kib(), 0, "nothing was asked for yet");
         assert_eq!(tick(&mut rate, &config, 10_000), 100, "4000 KiB/s are 100 blocks a tick");
+        assert_eq!(rate.wanted_kib(), 4000);
         rate.requested(800);
         assert_eq!(tick(&mut rate, &config, 150), 0, "half of the buffers are in use");
+        assert_eq!(rate.wanted_kib(), 4000, "what is wanted does not depend on memory");
         arrive(&mut rate, 800);
         assert_eq!(tick(&mut rate, &config, 150), 75);
     }
