@@ -177,4 +177,7 @@ pub enum Action {
     },
     /// Everything is put away: the process may end.
     Stop,
+    /// The process ends now, like one that was killed: the devices stay, with every request that
+    /// was not answered, for the next one.
+    Leave,
 }

@@ -7,6 +7,7 @@
 
 mod commands;
 mod promotion;
+mod upgrade;
 
 use std::collections::VecDeque;
 
@@ -36,7 +37,16 @@ pub(crate) struct Admin {
     /// Earlier questions whose command was given up before the answer came, oldest first.
     abandoned: VecDeque<Asked>,
     /// The process is to end after the answer.
-    stopping: bool,
+    end: Option<End>,
+}
+
+/// How the process is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Everything is put away.
+    Stop,
+    /// In mid-service.
+    Leave,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +135,7 @@ impl Resource {
             self.out.push(Action::Reply { id, result: Ok(status) });
             return;
         }
-        if is_forced(&command) {
+        if is_forced(&command) && !self.is_upgrading() {
             // LV-5: it does not wait behind a command that may never end.
             if let Some(job) = self.admin.job.take() {
                 self.abort_job(&job);
@@ -160,7 +170,7 @@ impl Resource {
 
     /// Goes on with the command under way, and with the next one.
     pub(crate) fn run_admin(&mut self) {
-        loop {
+        while !self.has_left() {
             let mut job = match self.admin.job.take() {
                 Some(job) => job,
                 None => match self.next_job() {
@@ -207,8 +217,10 @@ impl Resource {
         if id != NOBODY {
             self.out.push(Action::Reply { id, result });
         }
-        if self.admin.stopping {
-            self.out.push(Action::Stop);
+        match self.admin.end {
+            Some(End::Stop) => self.out.push(Action::Stop),
+            Some(End::Leave) => self.out.push(Action::Leave),
+            None => {}
         }
     }
 
@@ -223,6 +235,7 @@ impl Resource {
             | Command::NewCurrentUuid { volume: nr, .. } => *nr,
             Command::Status
             | Command::Up
+            | Command::Upgrade
             | Command::Down { .. }
             | Command::Connect { .. }
             | Command::Disconnect { .. }
@@ -251,6 +264,7 @@ impl Resource {
         match job.command.clone() {
             Command::Status => unreachable!("answered at once"),
             Command::Up => self.step_up(job),
+            Command::Upgrade => self.step_upgrade(job),
             Command::Attach(_) => self.step_attach(job),
             Command::Detach { force, .. } => self.step_detach(job, force),
             Command::Connect { discard_my_data } => self.step_connect(discard_my_data),
@@ -380,6 +394,9 @@ impl Resource {
     /// When a command that waits for a transient state gives up.
     pub(crate) fn admin_deadline(&self) -> Option<Time> {
         let job = self.admin.job.as_ref()?;
+        if job.command == Command::Upgrade {
+            return Some(job.began + upgrade::LIMIT);
+        }
         let is_bounded = job.phase == Phase::Start || is_forced(&job.command);
         if !is_bounded {
             return None;

@@ -30,6 +30,9 @@ pub enum Command {
         /// Do not wait for the peer or the disk.
         force: bool,
     },
+    /// End in mid-service for another engine: the devices stay, with the requests that wait in
+    /// them, and so does the role.
+    Upgrade,
     /// Attach the disk of one volume, or of all.
     Attach(Option<VolumeNr>),
     /// Detach the disk of one volume, or of all.
@@ -176,6 +179,8 @@ pub struct VolumeStatus {
     pub replication: String,
     /// Someone has the device open; filled in by the engine.
     pub open: bool,
+    /// The device is there and takes requests; filled in by the engine.
+    pub is_serving: bool,
     /// Exposed size in KiB.
     pub size_kib: u64,
     /// Read from the local disk for the host, KiB.

@@ -304,7 +304,7 @@ impl Resource {
             self.run_bitmap_out();
             self.run_link();
             self.run_admin();
-            if !self.again {
+            if !self.again || self.has_left() {
                 return;
             }
         }

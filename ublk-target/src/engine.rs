@@ -5,7 +5,8 @@
 //! read what sockets have brought, send what was queued, and enter the kernel once to submit all of
 //! it and to wait. The ring thread owns everything; other threads post news.
 //!
-//! The end: the core's `Stop` takes devices and sockets away, then the loop ends. A first SIGTERM
+//! The end: the core's `Stop` takes devices and sockets away, then the loop ends. Its `Leave` ends
+//! the loop at once: block devices stay, and the kernel keeps their requests. A first SIGTERM
 //! stops the resource like a forced `down`, unless a block device is in use: then the process ends
 //! as it is, and the device waits for the next engine with all its requests. A second SIGTERM ends
 //! it at once in any case.
@@ -406,7 +407,10 @@ impl Engine {
 
     fn on_command(&mut self, id: CommandId, mut command: Command, reply: SyncSender<Answer>) {
         if command == Command::Status {
-            let status = self.shared.core.status(self.shared.now());
+            let mut status = self.shared.core.status(self.shared.now());
+            for (index, volume) in (0_u8..).zip(&mut status.volumes) {
+                volume.is_serving = self.frontend.is_serving(VolumeIx(index));
+            }
             // A client that left does not want to know.
             let _ = reply.try_send(Ok(Reply::Status(Box::new(status))));
             return;
@@ -422,6 +426,7 @@ impl Engine {
             }
             Command::Status
             | Command::Up
+            | Command::Upgrade
             | Command::Down { .. }
             | Command::Attach(_)
             | Command::Detach { .. }
@@ -565,6 +570,10 @@ impl Engine {
                 self.log.write(shared.now(), level, scope, &text);
             }
             Action::Stop => self.stop(),
+            Action::Leave => {
+                notify(&[NotifyState::Stopping]);
+                self.life = Life::Over;
+            }
         }
     }
 

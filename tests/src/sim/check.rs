@@ -41,9 +41,12 @@ pub struct SinceSync {
 /// What a node's metadata on disk says about differences.
 #[derive(Debug)]
 pub struct OnDisk {
-    whole: bool,
-    extents: BTreeSet<AlExtent>,
-    bits: BTreeSet<u64>,
+    /// Everything may differ.
+    pub whole: bool,
+    /// Extents of the activity log, if it counts.
+    pub extents: BTreeSet<AlExtent>,
+    /// Blocks that are marked.
+    pub bits: BTreeSet<u64>,
     /// The superblock.
     pub superblock: Superblock,
 }

@@ -368,7 +368,16 @@ impl World {
                 self.nodes[n].log.push(format!("{level:?} {scope:?}: {text}"));
             }
             Action::Stop => self.stop(n),
+            Action::Leave => self.leave(n),
         }
+    }
+
+    /// The process ends in mid-service: a kill that it has chosen the moment of.
+    fn leave(&mut self, n: usize) {
+        let replies = std::mem::take(&mut self.nodes[n].replies);
+        self.kill(n);
+        self.nodes[n].replies = replies;
+        self.nodes[n].is_stopped = true;
     }
 
     fn stop(&mut self, n: usize) {

@@ -143,6 +143,11 @@ impl Devices {
         }
     }
 
+    /// Whether requests of a device are taken.
+    pub(super) fn is_live(&self, volume: VolumeIx) -> bool {
+        matches!(self.devices[volume.at()].phase, Phase::Live | Phase::Resizing(_))
+    }
+
     pub(super) fn is_stopped(&self) -> bool {
         self.stopping && self.devices.iter().all(|device| matches!(device.phase, Phase::Absent))
     }

@@ -162,6 +162,16 @@ impl Frontend {
         }
     }
 
+    /// Whether the host's requests for a volume are taken.
+    #[must_use]
+    pub fn is_serving(&self, volume: VolumeIx) -> bool {
+        match self {
+            Self::Ublk(devices) => devices.is_live(volume),
+            // It listens from its first moment on.
+            Self::Nbd(_) => true,
+        }
+    }
+
     /// Takes everything away from the host.
     pub fn stop(&mut self, ring: &mut Ring) {
         match self {
