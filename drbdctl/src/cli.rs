@@ -170,6 +170,8 @@ pub enum Verb {
     Up(Objects),
     /// Disconnect, detach and end the engine.
     Down(Forced),
+    /// Replace the running engine by another program, under devices in use.
+    Upgrade(Objects),
     /// Attach the disk.
     Attach(Objects),
     /// Detach the disk and go on with the peer's.

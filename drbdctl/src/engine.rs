@@ -81,6 +81,26 @@ pub fn command_line(paths: &Paths) -> Vec<OsString> {
     vec![program().into(), "run".into(), "--config".into(), paths.json.clone().into()]
 }
 
+/// Has the engine program check a configuration that was written.
+///
+/// # Errors
+/// If it cannot be run, or finds something wrong; what it said is in the text.
+pub fn check(resource: &str, paths: &Paths) -> Result<(), Failure> {
+    let program = program();
+    let fail = |error: &dyn std::fmt::Display| {
+        Failure::system(format!("{resource}: run {} check", program.display()), error)
+    };
+    let mut command = Command::new(&program);
+    let command = command.args(["check", "--config"]).arg(&paths.json).stdin(Stdio::null());
+    let output = command.output().map_err(|error| fail(&error))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said: String = said.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    Err(fail(&format!("{}: {}", output.status, said.trim())))
+}
+
 /// The configuration as the engine reads it.
 ///
 /// # Errors
@@ -335,13 +355,23 @@ pub fn finish(resource: &str, paths: &Paths) -> Result<(), Failure> {
     Err(Failure::new(exit::SYSTEM, text))
 }
 
-/// Kills the engine of a resource. Only a process that holds the lock is killed.
+/// Kills the engine of a resource and removes its files. Only a process that holds the lock is
+/// killed.
 ///
 /// # Errors
 /// If the process is not known for sure, cannot be killed, or does not go away.
 pub fn kill_engine(resource: &str, paths: &Paths) -> Result<(), Failure> {
+    end_by_force(resource, paths)?;
+    clean_up(paths)
+}
+
+/// Kills the engine of a resource, whose files stay for the next one.
+///
+/// # Errors
+/// As [`kill_engine`].
+pub fn end_by_force(resource: &str, paths: &Paths) -> Result<(), Failure> {
     let pid = match lock_state(paths)? {
-        Lock::Free => return clean_up(paths),
+        Lock::Free => return Ok(()),
         Lock::Held(Some(pid)) => pid,
         Lock::Held(None) => {
             let shown = paths.lock.display();
@@ -358,7 +388,7 @@ pub fn kill_engine(resource: &str, paths: &Paths) -> Result<(), Failure> {
         }
     }
     if wait_for_end(paths, KILL_LIMIT)? {
-        return clean_up(paths);
+        return Ok(());
     }
     let seconds = KILL_LIMIT.as_secs();
     let text = format!(

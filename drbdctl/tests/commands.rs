@@ -388,6 +388,21 @@ fn dump_of_one_resource() {
     assert_eq!(plain(bed.run("dump r1").works()), plain(&one.out));
 }
 
+/// An engine whose device waits for the role is not replaced: the next one would not know.
+#[test]
+fn no_upgrade_while_requests_wait() {
+    let bed = Bed::new("");
+    let commands = bed.engine(|_| {
+        let mut status = state("Connecting", "UpToDate", "DUnknown");
+        status.volumes[0].open = true;
+        status_reply(status)
+    });
+    bed.run("upgrade r0")
+        .fails(10, "r0/0: the device is in use and waits until this node is Primary");
+    assert_eq!(commands.recv().unwrap(), Command::Status);
+    assert_eq!(commands.try_iter().next(), None);
+}
+
 /// Where metadata are, in the words of the stock tool.
 #[test]
 fn places_of_metadata() {

@@ -35,6 +35,9 @@ fn plays_an_engine() {
     }
     // A session of its own, so that the end of a terminal does not end it.
     assert_eq!(nix::unistd::getsid(None).unwrap(), nix::unistd::getpid());
+    let mut role = "Secondary";
+    // One that was killed has left its socket.
+    let _ = std::fs::remove_file(file("sock"));
     let listener = UnixListener::bind(file("sock")).unwrap();
     for stream in listener.incoming() {
         let mut stream = stream.unwrap();
@@ -42,11 +45,22 @@ fn plays_an_engine() {
         eprintln!("got {command:?}");
         let answer = match &command {
             Command::Up if mode == "refuses" => Err(refusal(119, 10, "No valid meta-data", "x")),
-            Command::Status => status_reply(state("Connected", "UpToDate", "UpToDate")),
+            Command::Status => {
+                let mut status = state("Connected", "UpToDate", "UpToDate");
+                status.role = role.to_owned();
+                status.volumes[0].is_serving = true;
+                status_reply(status)
+            }
+            Command::Primary { .. } => {
+                role = "Primary";
+                Ok(Reply::Done)
+            }
+            Command::Upgrade if mode == "stays" => Err(refusal(0, 10, "without its disk", "x")),
             Command::Down { .. } if mode == "busy" => Err(refusal(-12, 11, "held open", "")),
             _ => Ok(Reply::Done),
         };
-        let is_down = matches!(command, Command::Down { .. }) && answer.is_ok();
+        let ends = matches!(command, Command::Down { .. } | Command::Upgrade);
+        let is_down = ends && answer.is_ok();
         stream.write_all(&encode_frame(&answer).unwrap()).unwrap();
         if is_down && mode != "clings" {
             std::fs::remove_file(file("sock")).unwrap();
@@ -212,6 +226,69 @@ fn clinging_engine() {
     assert!(!bed.run_file("r0.json").exists() && !bed.run_file("r0.sock").exists());
     let lock = File::open(bed.run_file("r0.lock")).unwrap();
     Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
+}
+
+/// Another program takes over: the configuration stays as it was, the role is given back to a node
+/// whose NBD clients come again, and the pause is told.
+#[test]
+fn upgrade() {
+    let bed = Bed::new("");
+    bed.run("upgrade r0").fails(20, "r0: not running");
+    let program = bed.engine_program("good");
+    assert_eq!(bed.run_with("up r0", &[("DRBD_ENGINE", &program)]).works(), "");
+    assert_eq!(bed.run("primary r0").works(), "");
+    bed.configure("net { ping-int 7; }");
+    let before = std::fs::read(bed.run_file("r0.json")).unwrap();
+    let pid = std::fs::read_to_string(bed.run_file("r0.lock")).unwrap();
+
+    // A program that cannot run this configuration does not get the chance.
+    let broken = bed.engine_program("broken");
+    let ran = bed.run_with("upgrade r0", &[("DRBD_ENGINE", &broken)]);
+    ran.fails(20, "check: exit status: 1: broken");
+    assert_eq!(std::fs::read_to_string(bed.run_file("r0.lock")).unwrap(), pid);
+
+    let next = bed.engine_program("next");
+    let ran = bed.run_with("upgrade all", &[("DRBD_ENGINE", &next)]);
+    assert!(ran.works().starts_with(&format!("r0: engine replaced (pid {} -> ", pid.trim())));
+    assert!(ran.out.contains("; requests waited for "), "{}", ran.out);
+    assert!(ran.out.contains("r0: NBD clients have to connect again\n"), "{}", ran.out);
+    assert_ne!(std::fs::read_to_string(bed.run_file("r0.lock")).unwrap(), pid);
+    assert_eq!(std::fs::read(bed.run_file("r0.json")).unwrap(), before);
+    assert_eq!(bed.run("role r0").works(), "Primary/Primary\n");
+    let said = log(&bed);
+    let place = |part: &str| said.find(part).unwrap_or_else(|| panic!("{part} in {said}"));
+    assert!(place("got Upgrade") < said.rfind("got Up\n").unwrap());
+    assert!(!said.contains("got Down") && !said.contains("got Adjust"));
+    assert_eq!(bed.run("down r0").works(), "");
+}
+
+/// A refusal keeps the old engine; one that promises to go and stays is killed, and so is one that
+/// speaks another language. A new one that dies leaves everything for the old one.
+#[test]
+fn upgrades_that_go_wrong() {
+    let bed = Bed::new("");
+    let program = bed.engine_program("stays");
+    let good = bed.engine_program("good");
+    assert_eq!(bed.run_with("up r0", &[("DRBD_ENGINE", &program)]).works(), "");
+    bed.run_with("upgrade r0", &[("DRBD_ENGINE", &good)]).fails(10, "r0: without its disk");
+    assert_eq!(bed.run("down r0").works(), "");
+
+    let program = bed.engine_program("clings");
+    assert_eq!(bed.run_with("up r0", &[("DRBD_ENGINE", &program)]).works(), "");
+    let ran = bed.run_with("upgrade r0", &[("DRBD_ENGINE", &good)]);
+    assert_eq!(ran.exit, 0, "{ran:?}");
+    assert!(ran.err.contains("r0: the old engine was killed: it did not end within"), "{ran:?}");
+
+    let dies = bed.engine_program("dies");
+    let ran = bed.run_with("upgrade r0", &[("DRBD_ENGINE", &dies)]);
+    ran.fails(20, "r0: the engine ended at once");
+    ran.fails(
+        20,
+        "what to do: requests wait for an engine; back to the old one with: DRBD_ENGINE=",
+    );
+    assert!(bed.run_file("r0.json").exists(), "nothing was cleaned up");
+    assert_eq!(bed.run_with("up r0", &[("DRBD_ENGINE", &good)]).works(), "");
+    assert_eq!(bed.run("down r0").works(), "");
 }
 
 /// Kills the engine of this bed, by the process id in its lock.

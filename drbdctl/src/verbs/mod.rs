@@ -8,6 +8,7 @@ mod lifecycle;
 mod metadata;
 mod show;
 mod state;
+mod upgrade;
 mod wait;
 
 use std::ffi::OsString;
@@ -120,6 +121,9 @@ impl Session<'_> {
             Verb::ShowGi(on) => self.each_part(&on.objects, |me, on| me.get_gi(on, true)),
             Verb::Up(on) => self.each_whole("up", &on.objects, |me, on| {
                 me.guarded(on, Manner::Begin, |me| me.up(on))
+            }),
+            Verb::Upgrade(on) => self.each_whole("upgrade", &on.objects, |me, on| {
+                me.guarded(on, Manner::Change, |me| me.upgrade(on))
             }),
             Verb::Adjust(on) => self.each_whole("adjust", &on.objects, |me, on| {
                 me.guarded(on, Manner::Begin, |me| me.adjust(on))

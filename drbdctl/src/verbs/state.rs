@@ -82,6 +82,7 @@ impl Session<'_> {
             | Verb::GetGi(_)
             | Verb::ShowGi(_)
             | Verb::Up(_)
+            | Verb::Upgrade(_)
             | Verb::Down(_)
             | Verb::Adjust(_)
             | Verb::Status(_)

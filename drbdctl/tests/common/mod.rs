@@ -131,7 +131,8 @@ impl Bed {
         let path = self.path(&format!("engine-{mode}"));
         let own = std::env::current_exe().unwrap();
         let script = format!(
-            "#!/bin/sh\nFAKE_MODE={mode} FAKE_CONFIG=\"$3\" FAKE_WORDS=\"$1 $2\" \
+            "#!/bin/sh\nif [ \"$1\" = check ]; then [ {mode} != broken ] && exit; \
+             echo broken >&2; exit 1; fi\nFAKE_MODE={mode} FAKE_CONFIG=\"$3\" FAKE_WORDS=\"$1 $2\" \
              exec {} --exact plays_an_engine --ignored --nocapture\n",
             own.display()
         );
