@@ -229,27 +229,36 @@ impl Resource {
         self.out.push(Action::MetaWrite { id, volume: ix, sector, page, durable: false });
     }
 
+    /// The first block to go makes the bitmap durable before the others may be forgotten; the last
+    /// one goes when the others are durably gone. So a crash in between is recognised, and its
+    /// recovery finds what this one found (MD-5).
     fn init_next_log_block(&mut self, at: usize) -> bool {
-        let disk = self.volumes[at].disk.as_ref().expect("the queue is its own");
-        let nr = disk.meta.cursor;
-        if nr >= u64::from(disk.geometry.al_blocks()) {
+        let disk = self.volumes[at].disk.as_mut().expect("the queue is its own");
+        let (first, last) = disk.log_ends;
+        let blocks = disk.geometry.al_blocks();
+        let is_end = |block: u32| block == first || block == last;
+        let mut step = u32::try_from(disk.meta.cursor).expect("bounded by MAX_LOG_BLOCKS");
+        while (1..=blocks).contains(&step) && is_end(step - 1) {
+            step += 1;
+        }
+        let (block, durable) = match step {
+            0 => (first, true),
+            step if step <= blocks => (step - 1, false),
+            step if step == blocks + 1 && last != first => (last, true),
+            _ => return false,
+        };
+        let follows_first = disk.meta.cursor == 1;
+        if disk.meta.in_flight > 0 && (durable || follows_first) {
             return false;
         }
-        if nr == 1 && disk.meta.in_flight > 0 {
-            // The first block makes the bitmap durable; only then may the rest be forgotten.
-            return false;
-        }
-        let block = u32::try_from(nr).expect("bounded by MAX_LOG_BLOCKS");
+        disk.meta.cursor = u64::from(step) + 1;
+        disk.meta.in_flight += 1;
         let sector = disk.geometry.al_block_sector(block);
         let mut page = self.page();
         encode_initialised(&mut page);
         let volume = self.volumes[at].ix;
         let id = self.new_op(Op::MetaPage(volume));
-        let durable = nr == 0;
         self.out.push(Action::MetaWrite { id, volume, sector, page, durable });
-        let disk = self.volumes[at].disk.as_mut().expect("the queue is its own");
-        disk.meta.cursor += 1;
-        disk.meta.in_flight += 1;
         true
     }
 

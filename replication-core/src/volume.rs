@@ -137,6 +137,8 @@ pub(crate) struct LocalDisk {
     pub(crate) was_degraded: bool,
     /// The activity log on disk is not valid.
     pub(crate) log_disabled: bool,
+    /// The blocks that an emptying of the log on disk begins and ends with.
+    pub(crate) log_ends: (u32, u32),
     /// Bits were cleared since the last data flush: the bitmap may not go to disk before one.
     pub(crate) cleared_unflushed: bool,
     /// The current identifier in the superblock on disk.

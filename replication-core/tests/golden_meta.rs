@@ -68,7 +68,7 @@ impl Tail {
     /// What has to be done with this disk before it is used: marks the hot extents if the node
     /// was Primary, empties the log, records that it is empty.
     fn apply_al(&mut self) {
-        let Replay { extents, updates_found, complete } = self.replay();
+        let Replay { extents, updates_found, complete, .. } = self.replay();
         assert!(updates_found && complete);
         if self.superblock.flags.contains(MetaFlags::PRIMARY_IND) {
             for number in 0..self.bitmap_pages() {

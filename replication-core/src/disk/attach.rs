@@ -73,6 +73,7 @@ impl Resource {
             crashed_primary: false,
             was_degraded: false,
             log_disabled: false,
+            log_ends: (0, 0),
             cleared_unflushed: false,
             flush_first: false,
             durable_uuid: Uuid::ZERO,
@@ -274,6 +275,7 @@ impl Resource {
             self.log(Level::Error, Scope::Device(ix), text);
             return Ok(());
         }
+        disk.log_ends = found.ends;
         let marked: u64 = found.extents.iter().map(|extent| disk.bitmap.set(extent.blocks())).sum();
         if !found.extents.is_empty() {
             let text = format!(
@@ -331,6 +333,7 @@ impl Resource {
         disk.stage = Stage::Attached;
         disk.log_disabled = !volume.config.disk.al_updates;
         disk.log.reset();
+        disk.log_ends = (0, 0);
         let size = disk.superblock.la_size;
         let (found, found_peer) = (disk.found, disk.found_peer);
         let count = disk.bitmap.count();
