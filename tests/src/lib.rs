@@ -5,5 +5,6 @@
 //! with a script. Everything that happens is a function of the seed.
 #![forbid(unsafe_code)]
 
+pub mod crash;
 pub mod random;
 pub mod sim;

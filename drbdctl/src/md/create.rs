@@ -16,7 +16,7 @@ use replication_core::meta::layout::{bitmap_bytes_on_disk, superblock_sector};
 use replication_core::meta::{
     FormatError, Geometry, Magic, MetaFlags, MetaKind, Page, Superblock, al_journal,
 };
-use replication_core::units::{SECTOR_SIZE, Sector};
+use replication_core::units::{SECTOR_SIZE, Sector, SectorRange};
 
 use super::device::{Access, Device};
 use super::signature::{self, Found};
@@ -215,32 +215,16 @@ impl Target {
         plan: &Plan,
         mut say: impl FnMut(&str) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let Plan { geometry, .. } = plan;
         let carrier = self.carrier();
-        let mut page = Page::zeroed();
-        carrier.write_page(geometry.superblock, &page)?;
-        carrier.flush()?;
-        // What a larger data device would need later is written when it grows.
-        let sectors = match geometry.kind {
-            MetaKind::Internal => geometry.bitmap_sectors,
-            MetaKind::Flexible | MetaKind::Indexed(_) => {
-                let needed = bitmap_bytes_on_disk(geometry.capacity).div_ceil(4096) * 8;
-                needed.min(geometry.bitmap_sectors)
+        for step in creation(&plan.geometry) {
+            match step {
+                Step::Say(line) => say(&line)?,
+                Step::Write(sector, page) => carrier.write_page(sector, &page)?,
+                Step::Zero(area) => carrier.zero(Sector(area.start), area.sectors())?,
+                Step::Flush => carrier.flush()?,
             }
-        };
-        say(&format!("initializing bitmap ({} KB) to all zero", sectors * SECTOR_SIZE / 1024))?;
-        carrier.zero(geometry.bitmap, sectors)?;
-        say("initializing activity log")?;
-        al_journal::encode_initialised(&mut page);
-        for block in 0..geometry.al_blocks() {
-            carrier.write_page(geometry.al_block_sector(block), &page)?;
         }
-        carrier.flush()?;
-        say("Writing meta data...")?;
-        Superblock::fresh(geometry).encode(&mut page);
-        carrier.write_page(geometry.superblock, &page)?;
-        carrier.flush()?;
-        say("New drbd meta data block successfully created.")
+        Ok(())
     }
 
     /// The superblock and the layout of the metadata that is there.
@@ -332,6 +316,51 @@ impl Target {
             }
         }
     }
+}
+
+/// One step of a creation, on the device that carries the metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Tell the operator.
+    Say(String),
+    /// Write a page.
+    Write(Sector, Box<Page>),
+    /// Write zeroes.
+    Zero(SectorRange),
+    /// Wait until all before is durable.
+    Flush,
+}
+
+/// What is to be done, in this order, to create metadata of this layout.
+#[must_use]
+pub fn creation(geometry: &Geometry) -> Vec<Step> {
+    // What a larger data device would need later is written when it grows.
+    let sectors = match geometry.kind {
+        MetaKind::Internal => geometry.bitmap_sectors,
+        MetaKind::Flexible | MetaKind::Indexed(_) => {
+            let needed = bitmap_bytes_on_disk(geometry.capacity).div_ceil(4096) * 8;
+            needed.min(geometry.bitmap_sectors)
+        }
+    };
+    let start = geometry.bitmap.0;
+    let kib = sectors * SECTOR_SIZE / 1024;
+    let mut steps = vec![
+        Step::Write(geometry.superblock, Page::zeroed()),
+        Step::Flush,
+        Step::Say(format!("initializing bitmap ({kib} KB) to all zero")),
+        Step::Zero(SectorRange { start, end: start + sectors }),
+        Step::Say(String::from("initializing activity log")),
+    ];
+    let mut page = Page::zeroed();
+    al_journal::encode_initialised(&mut page);
+    let blocks = 0..geometry.al_blocks();
+    steps.extend(blocks.map(|block| Step::Write(geometry.al_block_sector(block), page.clone())));
+    steps.extend([Step::Flush, Step::Say(String::from("Writing meta data..."))]);
+    let mut page = Page::zeroed();
+    Superblock::fresh(geometry).encode(&mut page);
+    steps.extend([Step::Write(geometry.superblock, page), Step::Flush]);
+    steps.push(Step::Say(String::from("New drbd meta data block successfully created.")));
+    steps
 }
 
 /// Why a dump stopped.
