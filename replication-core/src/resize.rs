@@ -1,8 +1,10 @@
 //! A changed size of the backing device, taken up while the volume is in use.
 //!
 //! Internal metadata lies at the end of the device and moves with it. Nothing is in flight while
-//! it moves; the superblock at the new place comes last, so a crash in between leaves the old
-//! superblock where the old end was (BM-8). Source: metadata notes, section 8.
+//! it moves. The new areas may overlap the old ones, but the new superblock lies behind all of
+//! them or in place of the old one: it goes first, and says that every bit counts as set. A crash
+//! before it is durable leaves all of the old metadata at the old end, one after it a full sync,
+//! until the superblock is written once more at the end (BM-8). Source: metadata notes, section 8.
 
 use crate::action::Action;
 use crate::event::{DiskInfo, VolumeIx};
@@ -126,9 +128,12 @@ impl Resource {
                 <= geometry.bitmap_sectors.div_ceil(SECTORS_PER_BLOCK).max(1),
             "the bitmap fits its new area"
         );
+        assert!(disk.meta.tasks.is_empty(), "no metadata is written while its place changes");
         self.volumes[at].gate += 1;
+        self.push_meta(at, MetaTask::Superblock);
         self.push_meta(at, MetaTask::Bitmap);
         self.push_meta(at, MetaTask::InitLog);
+        self.push_meta(at, MetaTask::Then(After::Resized));
         self.push_meta(at, MetaTask::Superblock);
         self.push_meta(at, MetaTask::Then(After::OpenGate));
     }

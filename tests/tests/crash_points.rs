@@ -16,6 +16,10 @@ fn report(name: &str, history: &History) -> Counts {
     counts
 }
 
+const fn resize(assume_peer_has_space: bool) -> Command {
+    Command::Resize { volume: None, size: None, assume_clean: false, assume_peer_has_space }
+}
+
 /// Writes walk over more extents than the log has slots, so that the ring wraps.
 fn wrap(name: &str, seed: u64, setup: &Setup) {
     let mut h = History::synced(seed, setup);
@@ -222,4 +226,42 @@ fn detach_and_attach() {
     h.wait_synced();
     let counts = report("detach", &h);
     assert!(counts.states > 300 && counts.differing > 20, "{counts:?}");
+}
+
+/// The devices grow, by much and by next to nothing: internal metadata moves (BM-8).
+#[test]
+fn resize_with_moving_metadata() {
+    for (seed, more) in [(0, EXTENT), (1, 8), (2, 24), (3, 1), (4, 70)] {
+        let old = extents(3);
+        let mut h = History::synced(seed, &setup(old));
+        h.write_and_wait(A, 0, 16);
+        h.watch(&[(A, Part::Writer), (B, Part::Follower)]);
+        for n in [A, B] {
+            h.grow(n, old + more);
+        }
+        h.must(A, resize(false));
+        h.wait_synced();
+        h.write_and_wait(A, EXTENT, 16);
+        let counts = report(&format!("grow by {more}"), &h);
+        assert!(counts.states > 20, "{counts:?}");
+    }
+}
+
+/// The same without the peer: the new part is marked, and later copied.
+#[test]
+fn resize_alone() {
+    for (seed, more) in [(0, EXTENT), (1, 24)] {
+        let old = extents(3);
+        let mut h = History::synced(seed, &setup(old));
+        h.link(false);
+        h.write_and_wait(A, 0, 16);
+        h.watch(&[(A, Part::Writer)]);
+        h.explorer.as_mut().unwrap().marked_from = Some(old);
+        h.grow(A, old + more);
+        h.must(A, resize(true));
+        h.write_and_wait(A, EXTENT, 16);
+        h.must(A, Command::Secondary { holder: None });
+        let counts = report(&format!("grow alone by {more}"), &h);
+        assert!(counts.states > 50 && counts.differing > 20, "{counts:?}");
+    }
 }

@@ -355,12 +355,7 @@ impl Resource {
                     return Outcome::Again;
                 };
                 self.release_waiting(at);
-                let is_quiet = self.volumes[at]
-                    .disk
-                    .as_ref()
-                    .is_none_or(|disk| disk.log.is_quiet() && disk.meta.tasks.is_empty());
-                let connected = self.is_connected();
-                if !is_quiet || (connected && !self.transfer_log.is_empty()) {
+                if !self.may_move_metadata(at) {
                     return Outcome::Wait;
                 }
                 self.probe_disk(at);
@@ -369,6 +364,9 @@ impl Resource {
             }
             Phase::Detaching => {
                 let at = *job.todo.front().expect("a probe is under way");
+                if !self.may_move_metadata(at) {
+                    return Outcome::Wait;
+                }
                 let Some(probed) = self.take_probe(at) else { return Outcome::Wait };
                 self.volumes[at].is_paused = false;
                 job.todo.pop_front();
@@ -385,6 +383,15 @@ impl Resource {
             }
             Phase::Settle | Phase::Disconnecting => self.when_durable(),
         }
+    }
+
+    /// Whether nothing is under way that the metadata must not move under.
+    fn may_move_metadata(&self, at: usize) -> bool {
+        let is_quiet = self.volumes[at]
+            .disk
+            .as_ref()
+            .is_none_or(|disk| disk.log.is_quiet() && disk.meta.tasks.is_empty());
+        is_quiet && (!self.is_connected() || self.transfer_log.is_empty())
     }
 
     pub(super) fn check_resize(&self, at: usize, alone: bool) -> Option<Refusal> {
