@@ -6,5 +6,6 @@
 #![forbid(unsafe_code)]
 
 pub mod crash;
+pub mod fuzz;
 pub mod random;
 pub mod sim;

@@ -112,7 +112,7 @@ fn interrupted_resync() {
         h.link(true);
         h.until("a resync", |pair| pair.nodes[B].state().conn == Conn::SyncTarget);
         h.write(A, round * EXTENT, 8, false);
-        h.steps(20);
+        h.steps(60);
         h.link(false);
         h.write(A, round * EXTENT + 64, 8, false);
         h.settle();

@@ -1,4 +1,5 @@
 //! Crash points of the creation of metadata (MD-1, MD-2).
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
 
 use drbdctl::md::create::{Step, creation};
 use replication_core::units::SECTORS_PER_BLOCK;

@@ -121,6 +121,7 @@ impl History {
     }
 
     fn look(&mut self) {
+        assert!(self.pair.garbage == 0, "the two understand each other");
         if let Some(explorer) = &mut self.explorer {
             explorer.look(&self.pair);
         }

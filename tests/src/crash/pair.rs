@@ -17,7 +17,7 @@ use replication_core::meta::Page;
 use replication_core::resource::{Memory, Resource};
 use replication_core::state::{Conn, Disk, Role, State};
 use replication_core::units::{Buf, Errno, Sector as SectorNr, SectorRange, Span, Time};
-use replication_core::wire::{self, Packet};
+use replication_core::wire::{self, BodyPlan, DecodeError, Header, Packet};
 
 use super::ledger::{Ledger, stamp};
 use super::medium::{Device, Image, Medium, SECTOR};
@@ -57,7 +57,7 @@ enum Notice {
 /// The end of a connection at one node; the other end has the same number.
 #[derive(Debug, Default)]
 struct Sock {
-    inbox: VecDeque<Vec<u8>>,
+    inbox: Vec<u8>,
     sent: u64,
     /// The other end is closed.
     ended: bool,
@@ -93,6 +93,8 @@ pub struct Node {
     pub log: Vec<String>,
     /// Requests of the host under way.
     pub asked: Vec<Option<Asked>>,
+    /// The exposed size in sectors.
+    pub size: u64,
     /// A write of this node's host got to its disk.
     pub host_wrote: bool,
     arena: Vec<u8>,
@@ -101,6 +103,8 @@ pub struct Node {
     socks: BTreeMap<SockId, Sock>,
     is_listening: bool,
     replies: BTreeMap<u64, Result<Reply, Refusal>>,
+    /// What it asked of the peer: sector, name, bytes. A barrier has its name alone.
+    pub wanted: Vec<(u64, u64, u32)>,
     /// Blocks of mirrored writes of the open epoch, and of those whose end is not acknowledged.
     epochs: VecDeque<(Option<u32>, Vec<SectorRange>)>,
 }
@@ -116,8 +120,11 @@ pub struct Pair {
     pub rng: Rng,
     /// New connections come about.
     pub link_up: bool,
+    /// Packets that were none.
+    pub garbage: u64,
     /// What happened, for reports.
     pub trace: Vec<String>,
+    is_parted: bool,
     now: Time,
     next: u64,
     answered: u64,
@@ -136,7 +143,56 @@ fn bytes_of(buf: Buf, bytes: u64) -> std::ops::Range<usize> {
     start..start + usize::try_from(bytes).expect("a request fits into memory")
 }
 
+/// What there is to read on a socket.
+enum Arrived {
+    /// Not enough for a packet, or the core does not want to read.
+    Nothing,
+    /// The end, maybe in the middle of a packet.
+    End,
+    /// Bytes that are no packet.
+    Garbage(DecodeError),
+    /// A packet; its payload may be cut short by the end of the stream.
+    Packet(Header, BodyPlan, Packet),
+}
+
 impl Node {
+    /// The open sockets.
+    pub fn socks(&self) -> impl Iterator<Item = SockId> + '_ {
+        self.socks.keys().copied()
+    }
+
+    /// Operations of its disk under way.
+    #[must_use]
+    pub fn jobs(&self) -> usize {
+        self.jobs.len()
+    }
+
+    fn arrived(&self, sock: SockId) -> Arrived {
+        let end = &self.socks[&sock];
+        let short = if end.ended { Arrived::End } else { Arrived::Nothing };
+        let size = self.resource.header_size(sock);
+        if end.inbox.len() < size {
+            return short;
+        }
+        if !self.resource.may_receive(sock) {
+            return Arrived::Nothing;
+        }
+        let (header, plan) = match self.resource.plan(sock, &end.inbox[..size]) {
+            Ok(planned) => planned,
+            Err(error) => return Arrived::Garbage(error),
+        };
+        let Some(fixed) = end.inbox.get(size..size + plan.fixed) else { return short };
+        let whole = u32::try_from(end.inbox.len() - size - plan.fixed)
+            .is_ok_and(|there| there >= plan.payload);
+        if !whole && !end.ended {
+            return Arrived::Nothing;
+        }
+        match self.resource.decode(sock, &header, fixed) {
+            Ok(packet) => Arrived::Packet(header, plan, packet),
+            Err(error) => Arrived::Garbage(error),
+        }
+    }
+
     fn new(setup: NodeSetup, image: Image, rng: &mut Rng) -> Self {
         let memory = Memory {
             first_pool_page: setup.first_pool_page(),
@@ -151,6 +207,7 @@ impl Node {
             data_sectors: setup.devices[0].data,
             log: Vec::new(),
             asked: vec![None; usize::from(setup.queue_depth)],
+            size: 0,
             host_wrote: false,
             arena: vec![0; pages * PAGE],
             jobs: Vec::new(),
@@ -158,6 +215,7 @@ impl Node {
             socks: BTreeMap::new(),
             is_listening: false,
             replies: BTreeMap::new(),
+            wanted: Vec::new(),
             epochs: VecDeque::from([(None, Vec::new())]),
             setup,
         }
@@ -190,20 +248,30 @@ impl Node {
 
     /// Follows what the peer does not confirm yet.
     fn note_sent(&mut self, packet: &Packet) {
-        let range = match packet {
-            Packet::Data(data) => SectorRange::from_bytes(data.sector, u64::from(data.len)),
+        let (sector, id, bytes, is_write) = match packet {
+            Packet::Data(data) => (data.sector, data.block_id.0, data.len, true),
             Packet::Trim(range) | Packet::Zeroes(range) => {
-                SectorRange::from_bytes(range.sector, u64::from(range.size))
+                (range.sector, range.block_id.0, range.size, true)
             }
+            Packet::DataRequest(request)
+            | Packet::RsDataRequest(request)
+            | Packet::RsThinRequest(request) => {
+                (request.sector, request.block_id.0, request.size, false)
+            }
+            Packet::RsDataReply(data) => (data.sector, data.block_id.0, data.len, false),
             Packet::Barrier { barrier } => {
                 let open = self.epochs.back_mut().expect("one is open");
                 open.0 = Some(barrier.0);
                 self.epochs.push_back((None, Vec::new()));
-                None
+                (SectorNr(0), u64::from(barrier.0), 0, false)
             }
-            _ => None,
+            _ => return,
         };
-        self.epochs.back_mut().expect("one is open").1.extend(range);
+        self.wanted.push((sector.0, id, bytes));
+        if is_write {
+            let range = SectorRange::from_bytes(sector, u64::from(bytes));
+            self.epochs.back_mut().expect("one is open").1.extend(range);
+        }
     }
 
     fn note_received(&mut self, packet: &Packet) {
@@ -243,7 +311,9 @@ impl Pair {
             ledger: Ledger::default(),
             rng,
             link_up: true,
+            garbage: 0,
             trace: Vec::new(),
+            is_parted: false,
             now: Time::ZERO,
             next: 0,
             answered: 0,
@@ -352,7 +422,8 @@ impl Pair {
                 self.trace.push(format!("{n}: log {text}"));
                 self.nodes[n].log.push(text);
             }
-            Action::CloseDisk { .. } | Action::SetSize { .. } | Action::Stop => {}
+            Action::SetSize { sectors, .. } => self.nodes[n].size = sectors.0,
+            Action::CloseDisk { .. } | Action::Stop => {}
         }
     }
 
@@ -430,8 +501,11 @@ impl Pair {
         node.note_sent(packet);
         node.notices.push_back(Notice::Sent(sock, sent));
         self.trace.push(format!("{n}: send {}", packet.name()));
-        if let Some(there) = self.nodes[1 - n].socks.get_mut(&sock) {
-            there.inbox.push_back(bytes);
+        if self.is_parted {
+            return;
+        }
+        if let Some(there) = self.nodes.get_mut(1 - n).and_then(|node| node.socks.get_mut(&sock)) {
+            there.inbox.extend_from_slice(&bytes);
         }
     }
 
@@ -441,6 +515,9 @@ impl Pair {
         }
         self.nodes[n].notices.retain(|notice| !matches!(notice, Notice::Sent(s, _) if *s == sock));
         self.nodes[n].notices.push_back(Notice::Gone(sock, why));
+        if self.is_parted {
+            return;
+        }
         if let Some(there) = self.nodes.get_mut(1 - n).and_then(|node| node.socks.get_mut(&sock)) {
             there.ended = true;
         }
@@ -473,14 +550,15 @@ impl Pair {
             if !node.notices.is_empty() {
                 steps.push(Step::Notice(n));
             }
-            for (sock, end) in &node.socks {
-                let accepted = |notice: &Notice| matches!(notice, Notice::Accepted(s) | Notice::Dialed(_, Ok(s)) if s == sock);
-                let is_known = !node.notices.iter().any(accepted);
-                let readable = !end.inbox.is_empty() && node.resource.may_receive(*sock);
-                if is_known && (readable || (end.inbox.is_empty() && end.ended)) {
-                    steps.push(Step::Deliver(n, *sock));
-                }
-            }
+            let is_new = |sock: &SockId| {
+                node.notices.iter().any(|notice| match notice {
+                    Notice::Accepted(s) | Notice::Dialed(_, Ok(s)) => s == sock,
+                    Notice::Dialed(_, Err(_)) | Notice::Sent(..) | Notice::Gone(..) => false,
+                })
+            };
+            let socks = node.socks.keys().filter(|sock| !is_new(sock));
+            let readable = socks.filter(|sock| !matches!(node.arrived(**sock), Arrived::Nothing));
+            steps.extend(readable.map(|sock| Step::Deliver(n, *sock)));
         }
         steps
     }
@@ -568,25 +646,69 @@ impl Pair {
 
     fn deliver(&mut self, n: usize, sock: SockId) {
         let node = &mut self.nodes[n];
-        let end = node.socks.get_mut(&sock).expect("it was just seen");
-        let Some(bytes) = end.inbox.front() else {
-            self.sock_gone(n, sock, SockGone::EndOfFile);
-            return;
+        let (header, plan, packet) = match node.arrived(sock) {
+            Arrived::Nothing => return,
+            Arrived::End => {
+                self.sock_gone(n, sock, SockGone::EndOfFile);
+                return;
+            }
+            Arrived::Garbage(error) => {
+                self.garbage += 1;
+                self.sock_gone(n, sock, SockGone::Garbage(error));
+                return;
+            }
+            Arrived::Packet(header, plan, packet) => (header, plan, packet),
         };
-        let (head, body) = bytes.split_at(node.resource.header_size(sock));
-        let (header, plan) = node.resource.plan(sock, head).expect("a packet of our own");
-        let (fixed, data) = body.split_at(plan.fixed);
-        let packet = node.resource.decode(sock, &header, fixed).expect("a packet of our own");
-        let length = packet.payload_len();
         let mut payload = None;
-        if length > 0 {
+        if plan.payload > 0 {
             let Some(buf) = node.resource.payload_buffer(&packet) else { return };
-            node.arena[bytes_of(buf, u64::from(length))].copy_from_slice(data);
             payload = Some(buf);
         }
-        end.inbox.pop_front();
+        let head = node.resource.header_size(sock) + plan.fixed;
+        let length = usize::try_from(plan.payload).expect("a payload fits");
+        let end = node.socks.get_mut(&sock).expect("it was just seen");
+        if let Some(buf) = payload {
+            if end.inbox.len() < head + length {
+                // The stream ends in the middle of the payload.
+                node.resource.return_buffer(buf);
+                self.sock_gone(n, sock, SockGone::EndOfFile);
+                return;
+            }
+            let memory = &mut node.arena[bytes_of(buf, u64::from(plan.payload))];
+            memory.copy_from_slice(&end.inbox[head..head + length]);
+        }
+        end.inbox.drain(..head + length);
         node.note_received(&packet);
+        self.trace.push(format!("{n}: received {}", packet.name()));
         let volume = header.volume;
         self.handle(n, Event::Packet { sock, volume, packet, payload });
+    }
+
+    /// From here on nothing gets from one node to the other, and neither knows.
+    pub fn part(&mut self) {
+        self.link_up = false;
+        self.is_parted = true;
+    }
+
+    /// A stranger connects to a node; the node hears of it.
+    pub fn knock(&mut self, n: usize) -> SockId {
+        self.next += 1;
+        let sock = SockId(u32::try_from(self.next).expect("a short history"));
+        self.nodes[n].socks.insert(sock, Sock::default());
+        self.nodes[n].notices.push_back(Notice::Accepted(sock));
+        sock
+    }
+
+    /// Bytes arrive on a socket that are not from the other node; false if it is closed.
+    pub fn inject(&mut self, n: usize, sock: SockId, bytes: &[u8]) -> bool {
+        let end = self.nodes[n].socks.get_mut(&sock);
+        end.map(|end| end.inbox.extend_from_slice(bytes)).is_some()
+    }
+
+    /// The other end of a socket is closed.
+    pub fn end(&mut self, n: usize, sock: SockId) {
+        if let Some(end) = self.nodes[n].socks.get_mut(&sock) {
+            end.ended = true;
+        }
     }
 }
