@@ -423,7 +423,7 @@ impl Pair {
                 self.nodes[n].log.push(text);
             }
             Action::SetSize { sectors, .. } => self.nodes[n].size = sectors.0,
-            Action::CloseDisk { .. } | Action::Stop => {}
+            Action::CloseDisk { .. } | Action::Stop | Action::Leave => {}
         }
     }
 
