@@ -70,6 +70,20 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
+    /// A ring with its arena, and the core that nothing has happened to yet.
+    ///
+    /// # Errors
+    /// There is no ring, or the core cannot work with these options.
+    pub fn new(config: &EngineConfig) -> Result<Self> {
+        let volumes = config.resource.volumes.len();
+        let buffers = config.resource.net.max_buffers;
+        let layout = Layout::new(volumes, config.queue_depth, config.max_io_size, buffers)?;
+        let ring = Ring::new(layout)?;
+        let core = Resource::new(config.resource.clone(), layout.memory(), Box::new(OsEntropy))
+            .with_context(|| format!("start resource {}", config.resource.name))?;
+        Ok(Self { ring, core, actions: Vec::new(), origin: Instant::now() })
+    }
+
     /// Monotonic time since the start of the engine.
     #[must_use]
     pub fn now(&self) -> Time {
@@ -216,22 +230,18 @@ fn duplicate(fd: &impl AsFd) -> Result<Fd> {
 impl Engine {
     fn new(config: EngineConfig, signals: SignalFd, users: Arc<Users>) -> Result<Self> {
         let volumes = config.resource.volumes.len();
-        let buffers = config.resource.net.max_buffers;
-        let layout = Layout::new(volumes, config.queue_depth, config.max_io_size, buffers)?;
-        let mut ring = Ring::new(layout)?;
-        let core = Resource::new(config.resource.clone(), layout.memory(), Box::new(OsEntropy))
-            .with_context(|| format!("start resource {}", config.resource.name))?;
+        let mut shared = Shared::new(&config)?;
         let (mailbox, inbox) = channel()?;
-        let frontend = Frontend::new(&config, Arc::clone(&users), &mailbox, &mut ring)?;
+        let frontend = Frontend::new(&config, Arc::clone(&users), &mailbox, &mut shared.ring)?;
         let inbox_fd = duplicate(&inbox.event())?;
         let signals_fd = duplicate(&signals)?;
-        ring.push(&inbox_fd, Op::Readable, Owner::Wake);
-        ring.push(&signals_fd, Op::Readable, Owner::Signal);
+        shared.ring.push(&inbox_fd, Op::Readable, Owner::Wake);
+        shared.ring.push(&signals_fd, Op::Readable, Owner::Signal);
         let mut micros = 0;
         let watchdog = sd_notify::watchdog_enabled(false, &mut micros);
         let watchdog = watchdog.then(|| Span(micros.saturating_mul(1000) / 2));
         Ok(Self {
-            shared: Shared { ring, core, actions: Vec::new(), origin: Instant::now() },
+            shared,
             disks: Disks::new(volumes),
             found: vec![None; volumes],
             net: Net::new(config.local, config.remote, &config.resource.net),
@@ -259,6 +269,9 @@ impl Engine {
     fn serve(&mut self) -> Result<()> {
         loop {
             self.turn();
+            if let Some(error) = self.frontend.failure() {
+                return Err(error);
+            }
             if self.life == Life::Over {
                 return Ok(());
             }
@@ -396,11 +409,12 @@ impl Engine {
     }
 
     fn on_opened(&mut self, id: OpId, volume: VolumeIx, result: Result<Opened, String>) {
-        let result = result.map(|opened| {
+        let result = result.and_then(|opened| {
             self.frontend.set_was_primary(volume, opened.was_primary);
+            self.frontend.check_block_size(volume, opened.info.logical_block_size)?;
             let info = self.disks.attach(volume, opened);
             self.found[volume.at()] = Some(info);
-            info
+            Ok(info)
         });
         self.shared.tell(Event::DiskOpened { id, result });
     }

@@ -14,6 +14,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
+use rustix::fs::{AtFlags, FileType, StatxFlags};
 
 /// A client of the NBD server that uses a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,17 @@ pub struct User {
     pub volume: usize,
     /// In words.
     pub who: String,
+}
+
+/// How a block device is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usage {
+    /// Nobody was found.
+    Unused,
+    /// A process has it open.
+    Open,
+    /// Somebody has it for himself, as a mounted file system has.
+    Claimed,
 }
 
 /// What the frontends know about use of the volumes; shared with the control threads.
@@ -80,7 +92,8 @@ impl Users {
         (0..volumes).find_map(|volume| self.certainly_of_volume(volume))
     }
 
-    fn device_of(&self, volume: usize) -> Option<PathBuf> {
+    /// The block device of a volume, if it has one.
+    pub(crate) fn device_of(&self, volume: usize) -> Option<PathBuf> {
         let devices = self.devices.lock();
         devices.iter().find(|(other, _)| *other == volume).map(|(_, path)| path.clone())
     }
@@ -97,6 +110,18 @@ pub fn of_block_path(path: &Path) -> Option<String> {
         .or_else(|| stacked_on(&name).map(|above| format!("claimed by {above}")))
         .or_else(|| is_swap(path).then(|| "used as swap".to_owned()))
         .or_else(|| opened_by(|link| is_device(link, number)).map(|who| format!("open by {who}")))
+}
+
+/// How a block device is used. Claims it for a moment.
+#[must_use]
+pub fn usage_of_block_path(path: &Path) -> Usage {
+    if is_claimed(path) {
+        Usage::Claimed
+    } else if of_block_path(path).is_some() {
+        Usage::Open
+    } else {
+        Usage::Unused
+    }
 }
 
 /// Whether the kernel refuses the device to anybody who wants it for himself.
@@ -174,11 +199,15 @@ fn is_swap(path: &Path) -> bool {
     swaps.lines().any(|line| line.split_whitespace().next().is_some_and(|p| Path::new(p) == path))
 }
 
+/// Whether a descriptor (a link of `/proc`) is open on the device, by whatever name.
 fn is_device(link: &Path, number: u64) -> bool {
-    // Only names below /dev are looked up, because a lookup may hang elsewhere.
-    fs::read_link(link).is_ok_and(|target| target.starts_with("/dev"))
-        && fs::metadata(link)
-            .is_ok_and(|data| data.file_type().is_block_device() && data.rdev() == number)
+    // A link of `/proc` leads to what is open without a lookup, and file systems that would ask a
+    // server are told not to: so this does not hang.
+    let (flags, wanted) = (AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE);
+    rustix::fs::statx(rustix::fs::CWD, link, flags, wanted).is_ok_and(|data| {
+        FileType::from_raw_mode(u32::from(data.stx_mode)) == FileType::BlockDevice
+            && rustix::fs::makedev(data.stx_rdev_major, data.stx_rdev_minor) == number
+    })
 }
 
 /// The first other process with a descriptor for which `matches` holds.
@@ -214,6 +243,25 @@ mod tests {
         child.wait().unwrap();
         let holder = holder.unwrap();
         assert!(holder.starts_with(&format!("pid {} (", child.id())), "{holder}");
+    }
+
+    #[test]
+    fn a_device_that_is_open_by_another_name_is_found() {
+        // Needs the right to make device nodes, as an engine has; no such device exists.
+        let dir = tempfile::tempdir().unwrap();
+        let node = dir.path().join("node");
+        let (kind, mode) = (FileType::BlockDevice, rustix::fs::Mode::RUSR);
+        let number = rustix::fs::makedev(4000, 77);
+        rustix::fs::mknodat(rustix::fs::CWD, &node, kind, mode, number).unwrap();
+        assert_eq!(of_block_path(&node), None);
+        let path = rustix::fs::OFlags::PATH;
+        let held = rustix::fs::open(&node, path, rustix::fs::Mode::empty()).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").stdin(held).spawn().unwrap();
+        let holder = of_block_path(&node);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let holder = holder.unwrap();
+        assert!(holder.starts_with(&format!("open by pid {} (", child.id())), "{holder}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::ublk::DeviceId;
 /// The links of one volume.
 #[derive(Clone, Debug)]
 pub(super) struct Links {
+    dev: PathBuf,
     by_minor: PathBuf,
     by_resource: PathBuf,
 }
@@ -22,7 +23,8 @@ pub(super) struct Links {
 impl Links {
     pub(super) fn new(dev: &Path, resource: &str, volume: u16, minor: u32) -> Self {
         let by_resource = dev.join("drbd/by-res").join(resource).join(volume.to_string());
-        Self { by_minor: dev.join(format!("drbd{minor}")), by_resource }
+        let by_minor = dev.join(format!("drbd{minor}"));
+        Self { dev: dev.to_owned(), by_minor, by_resource }
     }
 
     /// The ublk device that the links point to. One of them may not be ours, so either will do.
@@ -38,18 +40,45 @@ impl Links {
         set_link(&self.by_minor, id).and(by_resource)
     }
 
+    /// Removes the links of other volumes that point to a device which was just made for this one.
+    /// They are left from an earlier device of that number, and their engine would take this one
+    /// for its own.
+    pub(super) fn disown(&self, id: DeviceId) {
+        let by_minor = entries(&self.dev);
+        let by_resource = entries(&self.dev.join("drbd/by-res")).flat_map(|dir| entries(&dir));
+        for link in by_minor.chain(by_resource) {
+            if link != self.by_minor && link != self.by_resource && points_to(&link, id) {
+                remove(&link);
+            }
+        }
+    }
+
     /// Removes the links, if they point to this device.
     pub(super) fn remove(&self, id: DeviceId) {
         for link in [&self.by_minor, &self.by_resource] {
-            let ours = fs::read_link(link).is_ok_and(|target| device_of(&target) == Some(id));
-            if ours && let Err(error) = fs::remove_file(link) {
-                tracing::warn!("remove {}: {error}", link.display());
+            if points_to(link, id) {
+                remove(link);
             }
         }
         // The directory of the resource goes with its last volume.
         if let Some(dir) = self.by_resource.parent() {
             let _ = fs::remove_dir(dir);
         }
+    }
+}
+
+/// What lies in a directory; nothing if there is none.
+fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+fn points_to(link: &Path, id: DeviceId) -> bool {
+    fs::read_link(link).is_ok_and(|target| device_of(&target) == Some(id))
+}
+
+fn remove(link: &Path) {
+    if let Err(error) = fs::remove_file(link) {
+        tracing::warn!("remove {}: {error}", link.display());
     }
 }
 
@@ -93,6 +122,18 @@ mod tests {
         links.remove(DeviceId(9));
         assert_eq!(links.target(), None);
         assert!(!by_resource.parent().unwrap().exists());
+    }
+
+    #[test]
+    fn old_links_of_others_to_a_new_device_go() {
+        let dev = tempfile::tempdir().unwrap();
+        let (old, new) = (Links::new(dev.path(), "r0", 0, 0), Links::new(dev.path(), "r1", 0, 1));
+        old.set(DeviceId(7)).unwrap();
+        new.set(DeviceId(7)).unwrap();
+        new.disown(DeviceId(8));
+        assert_eq!(old.target(), Some(DeviceId(7)));
+        new.disown(DeviceId(7));
+        assert_eq!((old.target(), new.target()), (None, Some(DeviceId(7))));
     }
 
     #[test]

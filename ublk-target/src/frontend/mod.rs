@@ -7,6 +7,7 @@ mod device;
 mod links;
 mod steps;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -58,7 +59,9 @@ impl Frontend {
         ring: &mut Ring,
     ) -> Result<Self> {
         match &config.frontend {
-            Choice::Ublk => Ok(Self::Ublk(Devices::new(config, users, mailbox.clone()))),
+            Choice::Ublk => {
+                Ok(Self::Ublk(Devices::new(config, users, mailbox.clone(), Path::new("/dev"))))
+            }
             Choice::Nbd(address) => {
                 let (depth, size) = (config.queue_depth, config.max_io_size);
                 let server = Server::new(address, &config.resource, depth, size, users, ring)?;
@@ -81,6 +84,26 @@ impl Frontend {
             Self::Ublk(devices) => devices.set_was_primary(volume, was_primary),
             // Clients have to come again in any case, and find out what this node is now.
             Self::Nbd(_) => {}
+        }
+    }
+
+    /// Whether a disk can serve what the host was promised.
+    ///
+    /// # Errors
+    /// The host was told of smaller blocks than the disk has; the text says so.
+    pub fn check_block_size(&self, volume: VolumeIx, logical_block: u32) -> Result<(), String> {
+        match self {
+            Self::Ublk(devices) => devices.check_block_size(volume, logical_block),
+            // Requests are checked against the disk that is there when they come.
+            Self::Nbd(_) => Ok(()),
+        }
+    }
+
+    /// Why the process has to end, so that another one can take the devices over.
+    pub fn failure(&mut self) -> Option<anyhow::Error> {
+        match self {
+            Self::Ublk(devices) => devices.failure(),
+            Self::Nbd(_) => None,
         }
     }
 

@@ -6,11 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use replication_core::event::VolumeIx;
 use replication_core::limits::MAX_DISCARD_SIZE_OLD;
-use replication_core::units::SECTOR_SIZE;
 
 use super::Shape;
 use super::links::Links;
-use crate::holders::Users;
+use crate::holders::{self, Usage, Users};
 use crate::ublk::{
     AddDevice, Control, DeviceId, DeviceInfo, DeviceState, Discard, Flags, Params, Queue,
     UblkError, load_driver,
@@ -19,6 +18,10 @@ use crate::ublk::{
 /// How often and how long a device of a process that is still ending is tried again.
 const RECOVERY_TRIES: u32 = 100;
 const RECOVERY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Most sectors of a discard or of zeroes: every peer takes this much at once, and it touches at
+/// most two activity-log extents.
+const MAX_ZEROES_SECTORS: u32 = MAX_DISCARD_SIZE_OLD / 512;
 
 /// The end of a step.
 #[derive(Debug)]
@@ -67,8 +70,8 @@ pub struct Added {
     pub queue: Queue,
     /// What the host sees.
     pub shape: Shape,
-    /// It was left by a process that died; requests wait in it.
-    pub recovered: bool,
+    /// It was left by a process that died, and requests wait in it: who waits for them.
+    pub recovered: Option<Usage>,
 }
 
 /// What came of a resize.
@@ -111,7 +114,7 @@ impl Site {
             .and_then(|()| Queue::open(&info))
             .with_context(context);
         match opened {
-            Ok(queue) => Ok(Added { queue, shape, recovered: false }),
+            Ok(queue) => Ok(Added { queue, shape, recovered: None }),
             Err(error) => {
                 control.delete(info.id).with_context(|| format!("remove {}", info.id))?;
                 Err(error)
@@ -136,14 +139,13 @@ impl Site {
 
     fn recover(&self, control: &mut Control, id: DeviceId) -> Result<Option<Added>> {
         let context = || format!("take over {id}");
-        let info = match control.get_info(id) {
-            Ok(info) => info,
-            Err(UblkError::NoDevice { .. }) => return Ok(None),
-            Err(error) => return Err(error).with_context(context),
+        let Some(info) = self.find(control, id).with_context(context)? else {
+            return Ok(None);
         };
         match info.state {
             DeviceState::Dead => {
                 control.delete(id).with_context(|| format!("remove {id}, left unfinished"))?;
+                self.forget(id);
                 return Ok(None);
             }
             DeviceState::Live | DeviceState::Quiesced | DeviceState::FailIo => {}
@@ -155,25 +157,71 @@ impl Site {
             info.queue_depth,
             info.max_io_bytes
         );
-        start_recovery(control, id).with_context(context)?;
-        let params = control.get_params(id).with_context(context)?;
-        let queue = Queue::open(&info).with_context(context)?;
         // It may be mounted, and its requests wait: nobody may take it away as a device that is
         // not in use, also while it waits for this node to become Primary.
         self.users.set_device(self.volume.at(), Some(id.block_path()));
+        start_recovery(control, id).with_context(context)?;
+        let params = control.get_params(id).with_context(context)?;
+        let queue = Queue::open(&info).with_context(context)?;
+        let usage = holders::usage_of_block_path(&id.block_path());
         let shape = Shape {
             sectors: params.sectors,
             logical_block: params.logical_block,
             physical_block: params.physical_block,
             discard: params.discard.is_some(),
         };
-        Ok(Some(Added { queue, shape, recovered: true }))
+        Ok(Some(Added { queue, shape, recovered: Some(usage) }))
+    }
+
+    /// The device that our links point to. Links that show the way to no device, or to one that
+    /// is not ours, are removed.
+    fn find(&self, control: &mut Control, id: DeviceId) -> Result<Option<DeviceInfo>, UblkError> {
+        let info = match control.get_info(id) {
+            Ok(info) => info,
+            Err(UblkError::NoDevice { .. }) => {
+                self.forget(id);
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let is_ours = match info.state {
+            // It may have no parameters yet; but then its maker is about to open it.
+            DeviceState::Dead => has_our_form(&info) && holders::of_path(&id.char_path()).is_none(),
+            DeviceState::Live | DeviceState::Quiesced | DeviceState::FailIo => {
+                has_our_form(&info) && has_our_limits(&control.get_params(id)?)
+            }
+        };
+        if is_ours {
+            return Ok(Some(info));
+        }
+        tracing::warn!("{id} is not a device of ours, though our links point to it");
+        self.forget(id);
+        Ok(None)
+    }
+
+    /// Removes a device that no engine has taken over since the last one died. It is not in use,
+    /// as those know who want the resource to end.
+    pub(super) fn remove_left(&self, id: DeviceId) -> Result<()> {
+        let context = || format!("remove {id}, which an engine that died has left");
+        let mut control = Control::open().with_context(context)?;
+        let Some(info) = self.find(&mut control, id).with_context(context)? else {
+            return Ok(());
+        };
+        if info.state != DeviceState::Dead {
+            control.stop(id).with_context(context)?;
+        }
+        control.delete(id).with_context(context)?;
+        self.forget(id);
+        Ok(())
+    }
+
+    fn forget(&self, id: DeviceId) {
+        self.links.remove(id);
+        self.users.set_device(self.volume.at(), None);
     }
 
     fn params(&self, shape: Shape) -> Params {
-        let sector = u32::try_from(SECTOR_SIZE).expect("512");
-        // Every peer takes this much at once, and it touches at most two activity-log extents.
-        let max_sectors = MAX_DISCARD_SIZE_OLD / sector;
+        let max_sectors = MAX_ZEROES_SECTORS;
         let granularity = shape.physical_block.max(4096);
         Params {
             sectors: shape.sectors,
@@ -190,16 +238,19 @@ impl Site {
     pub(super) fn start(&self, id: DeviceId, recovered: bool) -> Result<()> {
         let mut control = Control::open().with_context(|| format!("start {id}"))?;
         let pid = std::process::id();
-        if recovered {
-            control.end_recovery(id, pid).with_context(|| format!("take over {id}"))?;
-        } else {
-            control.start(id, pid).with_context(|| format!("start {id}"))?;
-        }
         self.users.set_device(self.volume.at(), Some(id.block_path()));
+        if !recovered {
+            self.links.disown(id);
+        }
+        // Before anybody can use it: by its links the next engine finds it if this one dies.
         if let Err(error) = self.links.set(id) {
             tracing::warn!("{id}: {error:#}");
         }
-        Ok(())
+        if recovered {
+            control.end_recovery(id, pid).with_context(|| format!("take over {id}"))
+        } else {
+            control.start(id, pid).with_context(|| format!("start {id}"))
+        }
     }
 
     /// Changes the size.
@@ -219,10 +270,10 @@ impl Site {
 
     /// Lets the block device vanish, with its links.
     pub(super) fn stop(&self, id: DeviceId) -> Result<()> {
-        self.links.remove(id);
-        self.users.set_device(self.volume.at(), None);
         let mut control = Control::open().with_context(|| format!("stop {id}"))?;
-        control.stop(id).with_context(|| format!("stop {id}"))
+        control.stop(id).with_context(|| format!("stop {id}"))?;
+        self.forget(id);
+        Ok(())
     }
 
     /// Removes the device.
@@ -230,6 +281,19 @@ impl Site {
         let mut control = Control::open().with_context(|| format!("remove {id}"))?;
         control.delete(id).with_context(|| format!("remove {id}"))
     }
+}
+
+/// Whether a device could have been made by [`Site::add_new`].
+fn has_our_form(info: &DeviceInfo) -> bool {
+    info.queues == 1 && info.flags.contains(Flags::RECOVERY)
+}
+
+/// Whether the limits of a device are those of [`Site::params`], which no other server of block
+/// devices has any reason to choose. The size is no evidence: the peer may have changed it.
+fn has_our_limits(params: &Params) -> bool {
+    let ours = MAX_ZEROES_SECTORS;
+    params.max_zeroes_sectors == ours
+        && params.discard.is_none_or(|discard| discard.max_sectors == ours)
 }
 
 /// The kernel refuses while it has not yet noticed that the old process is gone.
@@ -241,4 +305,41 @@ fn start_recovery(control: &mut Control, id: DeviceId) -> Result<(), UblkError> 
         }
     }
     control.start_recovery(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use replication_core::units::Sector;
+
+    #[test]
+    fn a_device_of_another_server_is_not_taken_for_ours() {
+        let ours = DeviceInfo {
+            id: DeviceId(0),
+            queues: 1,
+            queue_depth: 128,
+            max_io_bytes: 1 << 20,
+            state: DeviceState::Quiesced,
+            pid: -1,
+            flags: Flags::RECOVERY | Flags::UPDATE_SIZE,
+        };
+        assert!(has_our_form(&ours));
+        assert!(!has_our_form(&DeviceInfo { queues: 2, ..ours }));
+        assert!(!has_our_form(&DeviceInfo { flags: Flags::USER_RECOVERY, ..ours }));
+        let site = Site {
+            volume: VolumeIx(0),
+            minor: 0,
+            queue_depth: 128,
+            max_io_size: 1 << 20,
+            links: Links::new(std::path::Path::new("/nowhere"), "r0", 0, 0),
+            users: Arc::default(),
+        };
+        for discard in [false, true] {
+            let (logical_block, physical_block) = (512, 4096);
+            let shape = Shape { sectors: Sector(8), logical_block, physical_block, discard };
+            let params = site.params(shape);
+            assert!(has_our_limits(&params));
+            assert!(!has_our_limits(&Params { max_zeroes_sectors: 0, ..params }));
+        }
+    }
 }
