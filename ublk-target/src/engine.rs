@@ -306,7 +306,7 @@ impl Engine {
         }
         self.act();
         self.net.flush(&mut self.shared.ring);
-        self.frontend.flush(&mut self.shared.ring);
+        self.frontend.flush(&mut self.shared);
         if let Life::Stopping(limit) = self.life {
             let gone = self.net.is_empty() && self.frontend.is_stopped();
             if !gone && self.shared.now() >= limit {

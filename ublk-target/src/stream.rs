@@ -198,6 +198,12 @@ impl Stream {
         self.sending.is_none() && self.queue.iter().all(|batch| batch.is_empty())
     }
 
+    /// Whether a batch is under way.
+    #[must_use]
+    pub fn is_sending(&self) -> bool {
+        self.sending.is_some()
+    }
+
     /// Whether the other end lags behind so far that it should not get more to do.
     #[must_use]
     pub fn is_congested(&self) -> bool {
@@ -243,7 +249,11 @@ impl Stream {
                 self.queue.push_front(batch);
                 SendEnd::Part
             }
-            Err(errno) => SendEnd::Failed(errno),
+            Err(errno) => {
+                // A last word behind a hole would be a lie.
+                self.queue.clear();
+                SendEnd::Failed(errno)
+            }
         }
     }
 
@@ -282,5 +292,38 @@ impl Stream {
             ring.cancel(key);
         }
         self.queue.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::arena::Layout;
+
+    /// What was queued behind a batch that failed never leaves.
+    #[test]
+    fn after_a_failed_send_there_is_no_last_word() {
+        let (near, far) = UnixStream::pair().unwrap();
+        near.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut ring = Ring::new(Layout::new(1, 1, 4096, 0).unwrap()).unwrap();
+        let mut stream = Stream::new(StreamId::Client(0), Rc::new(near.into()));
+        stream.send(b"lost", None, None);
+        stream.start_send(&mut ring);
+        stream.send(b"behind the hole", None, None);
+        let mut done = Vec::new();
+        while done.is_empty() {
+            ring.wait(Some(Duration::from_secs(10))).unwrap();
+            ring.completions(&mut done);
+        }
+        let end = stream.on_sent(done.remove(0), &mut Vec::new());
+        assert_eq!(end, SendEnd::Failed(Errno(libc::EPIPE)));
+        assert!(stream.is_drained());
+        stream.close(&mut ring);
+        assert!(stream.is_idle());
+        drop(far);
     }
 }

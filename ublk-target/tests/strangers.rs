@@ -70,10 +70,11 @@ fn a_client_that_does_not_read_holds_up_nobody() {
     }
     let mut good = bed.alice.nbd();
     assert_eq!(good.size, lazy.size);
-    drop(lazy);
     for at in 0..16 {
         assert_eq!(good.write(at * 65536, &pattern(at, 65536)), 0);
     }
+    drop(lazy);
+    assert_eq!(good.flush(), 0);
 }
 
 /// Strangers at the replication port do not keep the peers apart.
@@ -91,6 +92,41 @@ fn strangers_at_the_replication_port_do_not_keep_the_peers_apart() {
         }
         strangers.push(stranger);
     }
+    bed.bob.start();
+    bed.alice.wait_for("a connection", |status| status.volumes[0].cstate == "Connected");
+}
+
+/// Hundredths of a second that a process has worked.
+fn work(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum()
+}
+
+/// Without descriptors nobody can be accepted: the engine tries again after a while, not at once,
+/// and serves whoever waited.
+#[test]
+fn an_engine_without_descriptors_does_not_spin() {
+    use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+    let mut bed = Bed::new(32);
+    bed.alice.start();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(bed.alice.pid()).unwrap());
+    let normal = getrlimit(Resource::Nofile);
+    let nothing = Rlimit { current: Some(3), maximum: normal.maximum };
+    prlimit(pid, Resource::Nofile, nothing).unwrap();
+    let waiting = UnixStream::connect(bed.alice.dir.join("nbd.sock")).unwrap();
+    let stranger = TcpStream::connect(bed.alice.config.local).unwrap();
+    let before = work(bed.alice.pid());
+    std::thread::park_timeout(std::time::Duration::from_secs(2));
+    let tries = bed.alice.log().matches("NBD server: accept").count();
+    assert!((1..=5).contains(&tries), "{tries} tries");
+    let worked = work(bed.alice.pid()) - before;
+    assert!(worked <= 10, "{worked} hundredths of a second of work");
+    prlimit(pid, Resource::Nofile, normal).unwrap();
+    let mut greeting = [0; 18];
+    waiting.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    (&waiting).read_exact(&mut greeting).unwrap();
+    drop(stranger);
     bed.bob.start();
     bed.alice.wait_for("a connection", |status| status.volumes[0].cstate == "Connected");
 }

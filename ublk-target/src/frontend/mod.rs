@@ -130,10 +130,13 @@ impl Frontend {
     }
 
     /// Sends what was queued.
-    pub fn flush(&mut self, ring: &mut Ring) {
+    pub fn flush(&mut self, shared: &mut Shared) {
         match self {
             Self::Ublk(_) => {}
-            Self::Nbd(server) => server.flush(ring),
+            Self::Nbd(server) => {
+                let now = shared.now();
+                server.flush(&mut shared.ring, now);
+            }
         }
     }
 
@@ -181,7 +184,7 @@ impl Frontend {
     pub fn next_deadline(&self) -> Option<replication_core::units::Time> {
         match self {
             Self::Ublk(devices) => devices.next_deadline(),
-            Self::Nbd(_) => None,
+            Self::Nbd(server) => server.next_deadline(),
         }
     }
 

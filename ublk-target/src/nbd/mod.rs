@@ -1,9 +1,10 @@
 //! The NBD server: exports for hosts without ublk, virtual machines and tests.
 //!
 //! Responsible for: its listening socket, clients, and the request slots of the volumes, which all
-//! clients of a volume share. A write's payload is received into the slot's buffer and a read's
+//! clients of a volume share: none gets more than three times what it leaves free. A write's payload is received into the slot's buffer and a read's
 //! reply is sent from it, so a slot is free only when its reply was sent. Without a free slot, or
-//! with replies piling up, a client is not read from. Not responsible for: what a request does.
+//! with replies piling up, a client is not read from; one that takes no reply for a time is sent
+//! away. Not responsible for: what a request does.
 //!
 //! A request that cannot be served is answered; bytes that are no request end the connection of
 //! that client alone. Requests of a client that went away are carried out all the same.
@@ -23,18 +24,22 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use replication_core::config::{NbdAddress, ResourceConfig};
 use replication_core::event::{Event, HostOp, HostRequest, HostTag, VolumeIx};
-use replication_core::units::{Errno, Sector, SectorRange};
+use replication_core::units::{Errno, Sector, SectorRange, Span, Time};
 
 use self::handshake::{Export, Handshake, Progress};
 use self::proto::{Asked, Limits, NbdError, REQUEST_SIZE, Request};
 use self::tags::{Busy, Tag, Tags};
 use crate::engine::Shared;
 use crate::holders::{User, Users};
-use crate::ring::{Completion, Direct, Fd, Key, Op, Owner, Ring, accepted};
+use crate::ring::{Completion, Direct, Fd, Key, Op, Owner, Ring, accepted, is_single_failure};
 use crate::stream::{Received, SendEnd, Stream, StreamId};
 
 /// Clients at the same time.
 const CLIENTS_MAX: usize = 16;
+/// A client that does not take a batch of replies within this time is not coming back to it.
+const SEND_LIMIT: Span = Span::from_secs(60);
+/// Pause before another attempt to accept.
+const ACCEPT_RETRY: Span = Span::from_secs(1);
 
 /// Where the next bytes of a client in transmission belong.
 #[derive(Debug)]
@@ -66,6 +71,8 @@ struct Client {
     phase: Phase,
     /// Slots that hold a request or a reply of this client.
     slots: usize,
+    /// Since when the batch of replies that is under way has been.
+    sending_since: Option<Time>,
     closed: bool,
 }
 
@@ -74,6 +81,8 @@ struct Client {
 pub struct Server {
     listener: socket::Listener,
     accepting: Option<Key>,
+    /// Accepting failed; when it is tried again.
+    accept_at: Option<Time>,
     exports: Vec<Export>,
     tags: Vec<Tags>,
     clients: Vec<Client>,
@@ -82,6 +91,14 @@ pub struct Server {
     stopping: bool,
     replies: Vec<u8>,
     marks: Vec<u64>,
+}
+
+impl Client {
+    /// When it is given up.
+    fn send_deadline(&self) -> Option<Time> {
+        let since = self.sending_since.filter(|_| !self.closed);
+        since.map(|since| since + SEND_LIMIT)
+    }
 }
 
 impl Server {
@@ -107,6 +124,7 @@ impl Server {
         Ok(Self {
             listener,
             accepting,
+            accept_at: None,
             exports,
             tags,
             clients: Vec::with_capacity(CLIENTS_MAX),
@@ -139,12 +157,33 @@ impl Server {
         if self.stopping {
             return;
         }
+        match result {
+            Ok(fd) => {
+                self.accept(shared);
+                self.add_client(shared, Rc::new(fd));
+            }
+            Err(errno) => {
+                tracing::warn!("NBD server: accept: {errno}");
+                if is_single_failure(errno) {
+                    self.accept(shared);
+                } else {
+                    self.accept_at = Some(shared.now() + ACCEPT_RETRY);
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, shared: &mut Shared) {
+        self.accept_at = None;
         let accepting = shared.ring.push(self.listener.fd(), Op::Accept, Owner::NbdAccept);
         self.accepting = Some(accepting);
-        match result {
-            Ok(fd) => self.add_client(shared, Rc::new(fd)),
-            Err(errno) => tracing::warn!("NBD server: accept: {errno}"),
-        }
+    }
+
+    /// When [`Server::pump`] may find something to do that no completion announces.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        let sending = self.clients.iter().filter_map(Client::send_deadline);
+        sending.chain(self.accept_at).min()
     }
 
     fn add_client(&mut self, shared: &mut Shared, fd: Fd) {
@@ -165,7 +204,14 @@ impl Server {
         let handshake = Handshake::new(&mut self.replies);
         stream.send(&self.replies, None, None);
         let phase = Phase::Handshake(handshake);
-        self.clients.push(Client { id, stream, phase, slots: 0, closed: false });
+        self.clients.push(Client {
+            id,
+            stream,
+            phase,
+            slots: 0,
+            sending_since: None,
+            closed: false,
+        });
     }
 
     /// Bytes came in, or the client went away.
@@ -188,6 +234,7 @@ impl Server {
         let mut marks = std::mem::take(&mut self.marks);
         marks.clear();
         let client = self.client(id);
+        client.sending_since = None;
         match client.stream.on_sent(completion, &mut marks) {
             SendEnd::Whole | SendEnd::Part => {}
             SendEnd::Failed(_) => close(client, &mut shared.ring),
@@ -256,6 +303,11 @@ impl Server {
 
     /// Serves what clients have sent, as far as there are slots. Whether anything was done.
     pub fn pump(&mut self, shared: &mut Shared) -> bool {
+        let now = shared.now();
+        if self.accept_at.is_some_and(|at| at <= now) && !self.stopping {
+            self.accept(shared);
+        }
+        self.close_stuck(&mut shared.ring, now);
         let mut progress = false;
         let mut index = 0;
         while index < self.clients.len() {
@@ -268,9 +320,21 @@ impl Server {
     }
 
     /// Sends what was queued.
-    pub fn flush(&mut self, ring: &mut Ring) {
+    pub fn flush(&mut self, ring: &mut Ring, now: Time) {
         for client in &mut self.clients {
             client.stream.start_send(ring);
+            if client.stream.is_sending() && client.sending_since.is_none() {
+                client.sending_since = Some(now);
+            }
+        }
+    }
+
+    fn close_stuck(&mut self, ring: &mut Ring, now: Time) {
+        for client in &mut self.clients {
+            if client.send_deadline().is_some_and(|at| at <= now) {
+                tracing::warn!("NBD client {} takes no replies; connection closed", client.id);
+                close(client, ring);
+            }
         }
     }
 
@@ -405,7 +469,7 @@ impl Server {
                 }
             }
             Asked::Do { op, range, then_flush } => {
-                let Some(tag) = self.tags[volume.at()].take(client.id) else {
+                let Some(tag) = self.tags[volume.at()].take(client.id, client.slots) else {
                     return false;
                 };
                 client.stream.consume(REQUEST_SIZE);
@@ -480,4 +544,34 @@ fn unpack(mark: u64) -> (VolumeIx, HostTag) {
     let volume = u8::try_from(mark >> 16).expect("packed from a volume index");
     let tag = u16::try_from(mark & 0xffff).expect("masked to 16 bits");
     (VolumeIx(volume), HostTag(tag))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// A client has a minute for each batch of replies, then it is sent away.
+    #[test]
+    fn a_client_that_takes_no_replies_is_sent_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = crate::settings::tests::config(dir.path());
+        let mut shared = Shared::new(&config).unwrap();
+        let address = NbdAddress::Unix(dir.path().join("nbd").to_str().unwrap().to_owned());
+        let (resource, ring) = (&config.resource, &mut shared.ring);
+        let mut server = Server::new(&address, resource, 4, 4096, Arc::default(), ring).unwrap();
+        let (near, _far) = UnixStream::pair().unwrap();
+        server.add_client(&mut shared, Rc::new(near.into()));
+        assert_eq!(server.next_deadline(), None);
+        let began = Time(5);
+        server.flush(&mut shared.ring, began);
+        server.flush(&mut shared.ring, began + Span(1));
+        assert_eq!(server.next_deadline(), Some(began + SEND_LIMIT));
+        server.close_stuck(&mut shared.ring, began + Span(SEND_LIMIT.0 - 1));
+        assert!(!server.clients[0].closed);
+        server.close_stuck(&mut shared.ring, began + SEND_LIMIT);
+        assert!(server.clients[0].closed);
+        assert_eq!(server.next_deadline(), None);
+    }
 }

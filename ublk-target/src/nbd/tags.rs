@@ -105,8 +105,12 @@ impl Tags {
         Self { tags: vec![Tag::Free; usize::from(queue_depth)], free }
     }
 
-    /// A free slot for a request of `client`.
-    pub(super) fn take(&mut self, client: u64) -> Option<HostTag> {
+    /// A free slot for a request of `client`, which has `held` already. Nobody gets more than three
+    /// times what he leaves to the others, so the last ones are never with one client alone.
+    pub(super) fn take(&mut self, client: u64, held: usize) -> Option<HostTag> {
+        if held >= 3 * self.free.len() {
+            return None;
+        }
         let tag = self.free.pop()?;
         self.tags[usize::from(tag.0)] = Tag::Filling { client };
         Some(tag)
@@ -180,15 +184,29 @@ mod tests {
     #[test]
     fn slots_of_a_gone_client_come_back_unless_the_core_has_them() {
         let mut tags = Tags::new(3);
-        let (one, two, other) = (tags.take(7).unwrap(), tags.take(7).unwrap(), tags.take(8));
-        assert!(tags.take(7).is_none() && other.is_some());
+        let (one, two, other) =
+            (tags.take(7, 0).unwrap(), tags.take(7, 1).unwrap(), tags.take(8, 0));
+        assert!(tags.take(7, 2).is_none() && other.is_some());
         let busy = Busy::new(7, 0, false, HostOp::Flush, SectorRange::default(), false);
         tags.set(one, Tag::Busy(busy));
         tags.forget(7);
-        assert_eq!(tags.take(9), Some(two));
-        assert!(tags.take(9).is_none());
+        assert_eq!(tags.take(9, 0), Some(two));
+        assert!(tags.take(9, 1).is_none());
         assert_eq!(tags.busy(one).client, 7);
         tags.release(one);
-        assert_eq!(tags.take(9), Some(one));
+        assert_eq!(tags.take(9, 0), Some(one));
+    }
+
+    #[test]
+    fn one_client_leaves_slots_to_the_others() {
+        for (depth, most) in [(1_u16, 1), (2, 2), (4, 3), (32, 24), (128, 96)] {
+            let mut tags = Tags::new(depth);
+            let mut held = 0;
+            while tags.take(7, held).is_some() {
+                held += 1;
+            }
+            assert_eq!(held, most, "of {depth}");
+            assert_eq!(tags.take(8, 0).is_some(), held < usize::from(depth));
+        }
     }
 }

@@ -29,7 +29,7 @@ use replication_core::wire::{self, HeaderKind, Packet};
 
 use self::framing::{Reader, Step};
 use crate::engine::Shared;
-use crate::ring::{Completion, Fd, Key, Op, Owner, Ring, accepted};
+use crate::ring::{Completion, Fd, Key, Op, Owner, Ring, accepted, is_single_failure};
 use crate::stream::{Received, SendEnd, Stream, StreamId};
 
 /// Connections that wait to be accepted; the peer needs two.
@@ -37,13 +37,15 @@ const BACKLOG: i32 = 5;
 /// Sockets at the same time: the pair in use, the pair being collected, and strangers that have
 /// not shown who they are (the core drops those after a time).
 const SOCKETS_MAX: usize = 16;
-/// Pause before another attempt to listen.
+/// Pause before another attempt to listen, or to accept.
 const LISTEN_RETRY: Span = Span::from_secs(1);
 
 #[derive(Debug)]
 struct Listener {
     fd: Fd,
-    accepting: Key,
+    accepting: Option<Key>,
+    /// Accepting failed; when it is tried again.
+    retry_at: Option<Time>,
 }
 
 #[derive(Debug)]
@@ -57,6 +59,13 @@ struct Peer {
     ending: Option<SockGone>,
     /// Being closed; what will be reported.
     ended: Option<SockGone>,
+}
+
+impl Listener {
+    fn accept(&mut self, shared: &mut Shared, count: u32) {
+        self.retry_at = None;
+        self.accepting = Some(shared.ring.push(&self.fd, Op::Accept, Owner::PeerAccept(count)));
+    }
 }
 
 /// The sockets of the replication link.
@@ -111,7 +120,8 @@ impl Net {
     /// When [`Net::on_tick`] is wanted.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        self.listen_retry_at
+        let accept_at = self.listener.as_ref().and_then(|listener| listener.retry_at);
+        self.listen_retry_at.into_iter().chain(accept_at).min()
     }
 
     /// Does what is due.
@@ -119,14 +129,20 @@ impl Net {
         if self.listen_retry_at.is_some_and(|at| at <= shared.now()) {
             self.listen(shared, true);
         }
+        let now = shared.now();
+        if let Some(listener) = &mut self.listener
+            && listener.retry_at.is_some_and(|at| at <= now)
+        {
+            listener.accept(shared, self.listeners);
+        }
     }
 
     /// Opens or closes the listening socket.
     pub fn listen(&mut self, shared: &mut Shared, wanted: bool) {
         self.listen_retry_at = None;
         if !wanted {
-            if let Some(listener) = self.listener.take() {
-                shared.ring.cancel(listener.accepting);
+            if let Some(Listener { accepting: Some(key), .. }) = self.listener.take() {
+                shared.ring.cancel(key);
             }
             return;
         }
@@ -136,9 +152,9 @@ impl Net {
         match self.open_listener() {
             Ok(fd) => {
                 self.listeners = self.listeners.wrapping_add(1);
-                let owner = Owner::PeerAccept(self.listeners);
-                let accepting = shared.ring.push(&fd, Op::Accept, owner);
-                self.listener = Some(Listener { fd, accepting });
+                let mut listener = Listener { fd, accepting: None, retry_at: None };
+                listener.accept(shared, self.listeners);
+                self.listener = Some(listener);
                 self.listen_error.clear();
             }
             Err(error) => {
@@ -188,8 +204,13 @@ impl Net {
             // The listening socket is closed; the connection goes the same way.
             return;
         };
-        let owner = Owner::PeerAccept(count);
-        listener.accepting = shared.ring.push(&listener.fd, Op::Accept, owner);
+        listener.accepting = None;
+        match &result {
+            Err(errno) if !is_single_failure(*errno) => {
+                listener.retry_at = Some(shared.now() + LISTEN_RETRY);
+            }
+            Ok(_) | Err(_) => listener.accept(shared, count),
+        }
         match result {
             Ok(_) if self.peers.len() >= SOCKETS_MAX => {
                 tracing::warn!("a connection was refused: {SOCKETS_MAX} sockets are open");

@@ -16,6 +16,7 @@
 
 mod message;
 
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -37,6 +38,8 @@ use crate::ublk::Queue;
 const SQ_ENTRIES: u32 = 1024;
 /// Entries of the completion queue. The kernel keeps what does not fit.
 const CQ_ENTRIES: u32 = 8192;
+/// Entries of the backlog for which there is memory from the beginning.
+const BACKLOG_ROOM: usize = 1024;
 /// Operations in flight: a multiple of all queue depths that a resource can have.
 const SLOTS_MAX: usize = 1 << 20;
 /// Marks completions that nobody waits for: cancellations and timeouts of connects.
@@ -257,7 +260,8 @@ pub struct Ring {
     arena: Option<Arena>,
     slots: Vec<Slot>,
     vacant: Vec<u32>,
-    backlog: std::collections::VecDeque<squeue::Entry>,
+    /// Entries that wait for room, each with the one that is linked to it.
+    backlog: VecDeque<(squeue::Entry, Option<squeue::Entry>)>,
     stale: u64,
 }
 
@@ -280,7 +284,7 @@ impl Ring {
             arena: Some(arena),
             slots: Vec::new(),
             vacant: Vec::new(),
-            backlog: std::collections::VecDeque::new(),
+            backlog: VecDeque::with_capacity(BACKLOG_ROOM),
             stale: 0,
         })
     }
@@ -450,7 +454,7 @@ impl Ring {
 
     fn submit_entry(&mut self, entry: squeue::Entry) {
         if !self.backlog.is_empty() || !self.has_room(1) {
-            self.backlog.push_back(entry);
+            self.backlog.push_back((entry, None));
             return;
         }
         self.queue_entries(&[entry]);
@@ -459,7 +463,7 @@ impl Ring {
     /// Linked entries have to be submitted by one call.
     fn submit_pair(&mut self, first: squeue::Entry, second: squeue::Entry) {
         if !self.backlog.is_empty() || !self.has_room(2) {
-            self.backlog.extend([first, second]);
+            self.backlog.push_back((first, Some(second)));
             return;
         }
         self.queue_entries(&[first, second]);
@@ -467,8 +471,10 @@ impl Ring {
 
     fn push_backlog(&mut self) {
         while !self.backlog.is_empty() && self.has_room(2) {
-            let entries: Vec<_> = self.backlog.drain(..self.backlog.len().min(2)).collect();
-            self.queue_entries(&entries);
+            match self.backlog.pop_front().expect("it is not empty") {
+                (entry, None) => self.queue_entries(&[entry]),
+                (first, Some(second)) => self.queue_entries(&[first, second]),
+            }
         }
     }
 
@@ -573,6 +579,13 @@ fn discard_entry(fd: types::Fd, offset: u64, len: u64) -> squeue::Entry {
     let mut command = [0; 16];
     command[..8].copy_from_slice(&len.to_ne_bytes());
     opcode::UringCmd16::new(fd, BLOCK_URING_CMD_DISCARD).addr(Some(offset)).cmd(command).build()
+}
+
+/// Whether the next accept may work although this one has failed: the connection was gone again.
+/// Without descriptors or memory it would fail at once, again and again.
+#[must_use]
+pub fn is_single_failure(errno: Errno) -> bool {
+    matches!(errno.0, libc::ECONNABORTED | libc::EINTR)
 }
 
 /// The raw descriptor of an accepted connection.

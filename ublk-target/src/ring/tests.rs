@@ -84,3 +84,50 @@ fn a_ring_that_goes_with_operations_in_flight_leaks_their_memory() {
     });
     assert!(mapped);
 }
+
+/// An address at which connections are neither taken nor refused: its queue is full.
+fn full_listener() -> (OwnedFd, std::net::SocketAddr, Vec<std::net::TcpStream>) {
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockProtocol, SockType};
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (family, kind) = (AddressFamily::Inet, SockType::Stream);
+    let fd = nix::sys::socket::socket(family, kind, flags, SockProtocol::Tcp).unwrap();
+    let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    nix::sys::socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(any)).unwrap();
+    nix::sys::socket::listen(&fd, Backlog::new(0).unwrap()).unwrap();
+    let name: SockaddrStorage = nix::sys::socket::getsockname(fd.as_raw_fd()).unwrap();
+    let port = name.as_sockaddr_in().unwrap().port();
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let mut queued = Vec::new();
+    let limit = Duration::from_millis(300);
+    while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, limit) {
+        queued.push(stream);
+        assert!(queued.len() < 100, "the queue does not fill");
+    }
+    (fd, address, queued)
+}
+
+/// A connect that had to wait for room still has its limit.
+#[test]
+fn a_connect_from_the_backlog_keeps_its_limit() {
+    let (_listener, address, _queued) = full_listener();
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Stream,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        nix::sys::socket::SockProtocol::Tcp,
+    );
+    let fd: Fd = Rc::new(socket.unwrap());
+    let mut ring = ring();
+    // One entry of the pair would be the last of a full queue.
+    for _ in 1..SQ_ENTRIES {
+        let nothing = opcode::Nop::new().build().user_data(NOBODY);
+        ring.backlog.push_back((nothing, None));
+    }
+    let limit = Duration::from_millis(200);
+    let op = Op::Connect { address: SockaddrStorage::from(address), limit };
+    ring.push(&fd, op, Owner::Wake);
+    let began = std::time::Instant::now();
+    let done = finish(&mut ring, 1);
+    assert_eq!(done[0].outcome(), Err(Errno(libc::ECANCELED)));
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}
