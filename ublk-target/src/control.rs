@@ -235,7 +235,9 @@ fn run(client: &UnixStream, shared: &Shared, command: Command) -> Result<Answer>
     }
 }
 
-/// Tells commands that a device in use forbids who uses it.
+/// Tells commands that a device in use forbids who uses it. ublk says nothing when a device is
+/// opened: requests of somebody who opens it after this look and before the command is carried out
+/// fail.
 fn with_holder(shared: &Shared, command: Command) -> Command {
     let holder = || shared.users.certainly_of_any(shared.config.resource.volumes.len());
     match command {

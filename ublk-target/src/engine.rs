@@ -30,7 +30,6 @@ use replication_core::control::{Command, Refusal, Reply};
 use replication_core::event::{CommandId, DiskInfo, Event, OpId, VolumeIx};
 use replication_core::resource::{Entropy, Resource};
 use replication_core::units::{Sector, Span, Time};
-use sd_notify::NotifyState;
 
 use crate::arena::Layout;
 use crate::control::Socket;
@@ -41,6 +40,7 @@ use crate::log::CoreLog;
 use crate::net::Net;
 use crate::process::{self, Heartbeat};
 use crate::ring::{Completion, Fd, Op, Owner, Ring};
+use crate::service::{Notice, Service};
 use crate::settings;
 use crate::stream::StreamId;
 use crate::worker::{Answer, Inbox, Mailbox, News, channel};
@@ -49,6 +49,9 @@ use crate::worker::{Answer, Inbox, Mailbox, News, channel};
 const OWN_COMMANDS: u64 = 1 << 63;
 /// How long devices and sockets may take to go at the end.
 const STOP_LIMIT: Span = Span::from_secs(30);
+/// How long a forced `down` may take until devices and sockets are taken away without its answer.
+/// Twice as long as the core waits for a disk.
+const DOWN_LIMIT: Span = Span::from_secs(10);
 /// Rounds of actions and packets in one turn; what is left waits for the next turn, after the
 /// kernel was entered.
 const ROUNDS_MAX: u32 = 64;
@@ -152,6 +155,11 @@ struct Engine {
     watchdog: Option<Span>,
     watchdog_at: Time,
     life: Life,
+    /// A forced `down` is under way; at this time it is over in any case.
+    down_limit: Option<(CommandId, Time)>,
+    /// The last turn ended with work left.
+    has_more: bool,
+    service: Service,
     completions: Vec<Completion>,
     batch: Vec<Action>,
 }
@@ -173,19 +181,19 @@ pub fn run(config: EngineConfig, up: bool, signals: SignalFd) -> Result<()> {
     let mut engine = Engine::new(config, signals, Arc::clone(&users))?;
     let mailbox = engine.mailbox.clone();
     let socket = Socket::open(&engine.config, users, mailbox)?;
-    notify(&[NotifyState::Ready]);
+    engine.service.tell(Notice::Ready);
     tracing::info!("drbd {name}: engine {} started", env!("CARGO_PKG_VERSION"));
     if up {
         engine.command(Command::Up);
     }
-    engine.serve()?;
-    notify(&[NotifyState::Stopping]);
+    let served = engine.serve();
+    engine.service.tell(Notice::Stopping);
     // Whoever still waits for an answer gets one.
     drop(engine);
     socket.finish();
+    lock.keep_until_exit();
     tracing::info!("drbd {name}: engine ended");
-    drop(lock);
-    Ok(())
+    served
 }
 
 /// The paths that a running engine opens or has to see. Links are followed: what counts is where
@@ -209,12 +217,6 @@ pub fn block_signals() -> Result<SignalFd> {
     set.thread_block().context("block signals")?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     SignalFd::with_flags(&set, flags).context("make a signalfd")
-}
-
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(false, state) {
-        tracing::warn!("tell the service manager: {error}");
-    }
 }
 
 fn has_same_volumes(one: &ResourceConfig, other: &ResourceConfig) -> bool {
@@ -260,6 +262,9 @@ impl Engine {
             watchdog,
             watchdog_at: Time::ZERO,
             life: Life::Running,
+            down_limit: None,
+            has_more: false,
+            service: Service::start()?,
             completions: Vec::new(),
             batch: Vec::new(),
             config,
@@ -290,6 +295,7 @@ impl Engine {
         }
         self.completions = completions;
         self.on_timers();
+        self.has_more = true;
         for _ in 0..ROUNDS_MAX {
             self.act();
             let mut progress = self.net.pump(&mut self.shared);
@@ -301,6 +307,7 @@ impl Engine {
                 progress = true;
             }
             if !progress && self.shared.actions.is_empty() {
+                self.has_more = false;
                 break;
             }
         }
@@ -324,17 +331,22 @@ impl Engine {
             self.shared.tell(Event::Tick);
         }
         self.net.on_tick(&mut self.shared);
+        if let Some((id, _)) = self.down_limit.filter(|(_, at)| *at <= now) {
+            tracing::error!("a forced down was not done in time (a disk that hangs?); ending");
+            self.reply(id, Ok(Reply::Done));
+            self.stop();
+        }
         if let Some(interval) = self.watchdog
             && self.watchdog_at <= now
         {
-            notify(&[NotifyState::Watchdog]);
+            self.service.tell(Notice::Watchdog);
             self.watchdog_at = now + interval;
         }
     }
 
     /// How long the kernel may be waited for.
     fn next_wait(&self) -> Duration {
-        if !self.shared.actions.is_empty() {
+        if self.has_more || !self.shared.actions.is_empty() {
             return Duration::ZERO;
         }
         let now = self.shared.now();
@@ -347,6 +359,7 @@ impl Engine {
             self.net.next_deadline(),
             self.frontend.next_deadline(),
             self.watchdog.map(|_| self.watchdog_at),
+            self.down_limit.map(|(_, at)| at),
             stop,
         ];
         let wait = deadlines.into_iter().flatten().min().map(|at| at.since(now));
@@ -455,6 +468,9 @@ impl Engine {
             | Command::PauseSync(_)
             | Command::NewCurrentUuid { .. } => None,
         };
+        if matches!(command, Command::Down { force: true, .. }) {
+            self.down_limit = Some((id, self.shared.now() + DOWN_LIMIT));
+        }
         self.waiting.insert(id, Waiting { reply, adjust });
         self.shared.tell(Event::Command { id, command });
     }
@@ -509,7 +525,7 @@ impl Engine {
                 self.life = Life::Over;
                 continue;
             }
-            notify(&[NotifyState::Stopping]);
+            self.service.tell(Notice::Stopping);
             self.life = Life::Asked;
             self.ask_use();
         }
@@ -541,7 +557,8 @@ impl Engine {
             return;
         }
         self.life = Life::Ending;
-        self.command(Command::Down { holder: None, force: true });
+        let id = self.command(Command::Down { holder: None, force: true });
+        self.down_limit = Some((id, self.shared.now() + DOWN_LIMIT));
     }
 
     /// Carries out what the core wants, as far as it has said so until now.
@@ -584,10 +601,7 @@ impl Engine {
                 self.log.write(shared.now(), level, scope, &text);
             }
             Action::Stop => self.stop(),
-            Action::Leave => {
-                notify(&[NotifyState::Stopping]);
-                self.life = Life::Over;
-            }
+            Action::Leave => self.life = Life::Over,
         }
     }
 
@@ -630,6 +644,9 @@ impl Engine {
     }
 
     fn reply(&mut self, id: CommandId, result: Result<Reply, Refusal>) {
+        if self.down_limit.is_some_and(|(down, _)| down == id) {
+            self.down_limit = None;
+        }
         if self.own_command == Some(id) {
             self.own_command = None;
             let result = result.map(|_| ()).map_err(|refusal| refusal.text);
@@ -664,5 +681,50 @@ impl Engine {
         self.frontend.stop(&mut self.shared.ring);
         self.net.stop(&mut self.shared);
         self.life = Life::Stopping(self.shared.now() + STOP_LIMIT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(dir: &std::path::Path) -> Engine {
+        let config = settings::tests::config(dir);
+        Engine::new(config, block_signals().unwrap(), Arc::default()).unwrap()
+    }
+
+    /// Whatever the core waits for, a forced `down` is answered and the end begins.
+    #[test]
+    fn a_forced_down_that_takes_too_long_is_over_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut engine = engine(dir.path());
+        let (reply, answers) = std::sync::mpsc::sync_channel(1);
+        let id = CommandId(1);
+        engine.waiting.insert(id, Waiting { reply, adjust: None });
+        engine.down_limit = Some((id, engine.shared.now() + Span::from_secs(1000)));
+        engine.turn();
+        assert_eq!((engine.life, answers.try_recv().is_err()), (Life::Running, true));
+        assert!(engine.next_wait() <= Heartbeat::INTERVAL);
+        engine.down_limit = Some((id, engine.shared.now()));
+        assert_eq!(engine.next_wait(), Duration::ZERO);
+        engine.turn();
+        assert_eq!(answers.try_recv(), Ok(Ok(Reply::Done)));
+        assert_eq!(engine.life, Life::Over);
+    }
+
+    /// Only a forced `down` has a limit, and only until its answer.
+    #[test]
+    fn the_limit_of_a_forced_down_goes_with_its_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut engine = engine(dir.path());
+        let (reply, answers) = std::sync::mpsc::sync_channel(2);
+        let down = |force| Command::Down { holder: Some("somebody".to_owned()), force };
+        engine.on_command(CommandId(1), down(false), reply.clone());
+        assert_eq!(engine.down_limit, None);
+        engine.on_command(CommandId(2), down(true), reply);
+        assert!(engine.down_limit.is_some());
+        engine.act();
+        assert!(answers.try_recv().unwrap().is_err() && answers.try_recv().unwrap().is_err());
+        assert_eq!((engine.down_limit, engine.life), (None, Life::Running));
     }
 }

@@ -15,7 +15,7 @@
 //! | [`frontend`], [`nbd`] | the host's side |
 //! | [`ublk`] | the kernel's block driver for user space |
 //! | [`control`] | the operator's socket |
-//! | [`process`], [`log`], [`settings`] | the process itself |
+//! | [`process`], [`service`], [`log`], [`settings`] | the process itself |
 
 pub mod arena;
 pub mod control;
@@ -26,8 +26,10 @@ pub mod holders;
 pub mod log;
 pub mod nbd;
 pub mod net;
+mod patience;
 pub mod process;
 pub mod ring;
+pub mod service;
 pub mod settings;
 pub mod stream;
 pub mod ublk;

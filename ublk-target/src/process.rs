@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -23,10 +23,19 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use rustix::fs::FlockOperation;
 
+use crate::patience::patiently;
 use crate::worker::STACK_SIZE;
 
-/// A ring thread that makes no turn for this long hangs: its longest wait is a tenth of that.
-const HANG_LIMIT: Duration = Duration::from_secs(60);
+/// How often the ring thread is looked at. One that made no turn between two looks, twice in a row,
+/// hangs: its longest wait is a fifth of that. Once is not enough, because a process that was
+/// stopped and goes on may come to the look before the ring thread has had its turn.
+const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// Looks without a turn.
+const SILENT_MAX: u32 = 2;
+
+/// How long the lock of a resource is tried again: whoever wants to know whether an engine runs
+/// holds it for a moment. Another engine holds it for good.
+const LOCK_LIMIT: Duration = Duration::from_secs(1);
 
 /// Locks memory, tells the kernel that this process serves I/O, and asks the OOM killer for
 /// mercy. Call before payload memory is made and before threads are started.
@@ -91,9 +100,11 @@ fn unneeded_mounts(
         let mut fields = mount.split(' ').skip(2);
         let device = fields.next()?;
         let place = unescape(fields.nth(1)?);
-        let source = unescape(file_system.split(' ').nth(1)?);
+        let mut fields = file_system.split(' ');
+        let (kind, source) = (fields.next()?, unescape(fields.next()?));
         // File systems with device numbers of their own (btrfs) still name their source.
-        let on_device = !device.starts_with("0:") || is_block(&source);
+        // The layers of an overlay may lie on one.
+        let on_device = !device.starts_with("0:") || kind == "overlay" || is_block(&source);
         let is_needed = needed.iter().any(|path| path.starts_with(&place));
         (on_device && !is_needed).then_some(place)
     };
@@ -120,7 +131,15 @@ fn unescape(text: &str) -> PathBuf {
 /// Keeps a second engine for the same resource away, as long as it lives.
 #[derive(Debug)]
 pub struct ResourceLock {
-    _file: File,
+    file: File,
+}
+
+impl ResourceLock {
+    /// Leaves it to the end of the process to give the lock back. Operations in flight keep the
+    /// disks until then: with the lock alone, the next engine would find its disks in use.
+    pub fn keep_until_exit(self) {
+        std::mem::forget(self.file);
+    }
 }
 
 /// Takes the lock of a resource and writes our process id into it.
@@ -134,7 +153,9 @@ pub fn lock_resource(run_dir: &Path, name: &str) -> Result<ResourceLock> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let mut file = options.open(&path).with_context(|| format!("open {shown}"))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    let lock = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    let is_busy = |errno: &rustix::io::Errno| *errno == rustix::io::Errno::WOULDBLOCK;
+    match patiently(Instant::now() + LOCK_LIMIT, lock, is_busy) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let pid = std::fs::read_to_string(&path).unwrap_or_default();
@@ -144,7 +165,7 @@ pub fn lock_resource(run_dir: &Path, name: &str) -> Result<ResourceLock> {
     }
     file.set_len(0).with_context(|| format!("write {shown}"))?;
     writeln!(file, "{}", std::process::id()).with_context(|| format!("write {shown}"))?;
-    Ok(ResourceLock { _file: file })
+    Ok(ResourceLock { file })
 }
 
 /// Ends the process if the ring thread hangs: an engine that does nothing blocks I/O for ever,
@@ -169,14 +190,13 @@ impl Heartbeat {
         let (alive, gone) = sync_channel::<()>(0);
         let heartbeat = Self { beats: Arc::clone(&beats), _alive: alive };
         let watch = move || {
-            let mut last = beats.load(Ordering::Relaxed);
-            while gone.recv_timeout(HANG_LIMIT) == Err(RecvTimeoutError::Timeout) {
-                let now = beats.load(Ordering::Relaxed);
-                if now == last {
-                    tracing::error!("the ring thread made no turn for {HANG_LIMIT:?}");
+            let mut pulse = Pulse::default();
+            while gone.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                if pulse.is_dead(beats.load(Ordering::Relaxed)) {
+                    let silence = LOOK_INTERVAL * SILENT_MAX;
+                    tracing::error!("the ring thread made no turn for {silence:?}");
                     std::process::abort();
                 }
-                last = now;
             }
         };
         let builder = std::thread::Builder::new().name("heartbeat".to_owned());
@@ -187,6 +207,22 @@ impl Heartbeat {
     /// The ring thread is alive.
     pub fn beat(&self) {
         self.beats.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What the looks at the ring thread have shown.
+#[derive(Debug, Default)]
+struct Pulse {
+    last: u64,
+    silent: u32,
+}
+
+impl Pulse {
+    /// Takes in a look; whether the ring thread hangs.
+    fn is_dead(&mut self, beats: u64) -> bool {
+        self.silent = if beats == self.last { self.silent + 1 } else { 0 };
+        self.last = beats;
+        self.silent >= SILENT_MAX
     }
 }
 
@@ -203,10 +239,11 @@ mod tests {
                     25 21 0:45 / /mnt/nfs rw - nfs server:/export rw\n\
                     26 21 8:2 / /srv rw - ext4 /dev/sda2 rw\n\
                     27 26 8:3 / /srv/images rw - ext4 /dev/sda3 rw\n\
-                    28 21 8:4 / /srv2 rw - ext4 /dev/sda4 rw\n";
+                    28 21 8:4 / /srv2 rw - ext4 /dev/sda4 rw\n\
+                    29 21 0:46 / /mnt/layers rw - overlay overlay rw,lowerdir=/mnt/on\n";
         let needed = [PathBuf::from("/srv/images/r0.img"), PathBuf::from("/run/drbd")];
         let found = unneeded_mounts(text, &needed, |source| source.starts_with("/dev"));
-        let expected = ["/mnt/on ours", "/mnt/btrfs", "/srv2"].map(PathBuf::from);
+        let expected = ["/mnt/on ours", "/mnt/btrfs", "/srv2", "/mnt/layers"].map(PathBuf::from);
         assert_eq!(found, expected);
         assert!(unneeded_mounts("", &needed, |_| true).is_empty());
         assert!(unneeded_mounts("nonsense\n", &needed, |_| true).is_empty());
@@ -228,5 +265,32 @@ mod tests {
         lock_resource(dir.path(), "r1").unwrap();
         drop(first);
         lock_resource(dir.path(), "r0").unwrap();
+    }
+
+    #[test]
+    fn a_look_at_the_lock_does_not_keep_an_engine_from_starting() {
+        let dir = tempfile::tempdir().unwrap();
+        let looked_at = File::create(dir.path().join("r0.lock")).unwrap();
+        rustix::fs::flock(&looked_at, FlockOperation::LockShared).unwrap();
+        let look = std::thread::spawn(move || {
+            std::thread::park_timeout(Duration::from_millis(100));
+            drop(looked_at);
+        });
+        lock_resource(dir.path(), "r0").unwrap();
+        look.join().unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_kept_outlives_its_engine() {
+        let dir = tempfile::tempdir().unwrap();
+        lock_resource(dir.path(), "r0").unwrap().keep_until_exit();
+        lock_resource(dir.path(), "r0").unwrap_err();
+    }
+
+    #[test]
+    fn a_ring_thread_hangs_only_if_it_is_silent_twice() {
+        let mut pulse = Pulse::default();
+        let looks = [5, 5, 6, 6, 7, 7, 7].map(|beats| pulse.is_dead(beats));
+        assert_eq!(looks, [false, false, false, false, false, false, true]);
     }
 }

@@ -131,6 +131,25 @@ fn an_engine_without_descriptors_does_not_spin() {
     bed.alice.wait_for("a connection", |status| status.volumes[0].cstate == "Connected");
 }
 
+/// A service manager that does not listen holds up nobody.
+#[test]
+fn a_service_manager_that_does_not_listen_holds_up_nobody() {
+    use std::os::unix::net::UnixDatagram;
+    let mut bed = Bed::new(32);
+    let path = bed.alice.dir.join("notify");
+    let _manager = UnixDatagram::bind(&path).unwrap();
+    let crowd = UnixDatagram::unbound().unwrap();
+    crowd.set_nonblocking(true).unwrap();
+    while crowd.send_to(b"x", &path).is_ok() {}
+    let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    bed.alice.environment =
+        vec![variable("NOTIFY_SOCKET", path.to_str().unwrap()), variable("WATCHDOG_USEC", "20000")];
+    bed.alice.start();
+    bed.alice.status();
+    bed.alice.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(bed.alice.wait().success());
+}
+
 /// A second engine for the same resource, or for the same disk, is refused and says why.
 #[test]
 fn a_second_engine_is_refused() {

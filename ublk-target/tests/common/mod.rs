@@ -39,6 +39,8 @@ fn own_network() -> String {
 pub struct Node {
     pub dir: PathBuf,
     pub config: EngineConfig,
+    /// Variables for its process.
+    pub environment: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -64,7 +66,7 @@ impl Bed {
             std::fs::create_dir(&dir).unwrap();
             let mut config = config(&dir, name, peer, &network, (local, remote));
             change(&mut config);
-            let node = Node { dir, config, child: None };
+            let node = Node { dir, config, environment: Vec::new(), child: None };
             node.create_disks(mib << 20);
             node
         };
@@ -199,6 +201,11 @@ impl Node {
     /// Starts the engine and waits until it takes commands.
     pub fn start_without_up(&mut self) {
         self.spawn();
+        self.wait_for_socket();
+    }
+
+    /// Waits until the engine takes commands.
+    pub fn wait_for_socket(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         // A killed engine leaves its socket behind, at which nobody answers.
         while UnixStream::connect(self.socket_path()).is_err() {
@@ -216,6 +223,7 @@ impl Node {
         let log = OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
         let mut process = Process::new(env!("CARGO_BIN_EXE_ublk-target"));
         process.arg("run").arg("--config").arg(path).stdin(Stdio::null()).stderr(log);
+        process.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.child = Some(process.spawn().unwrap());
     }
 
@@ -251,8 +259,8 @@ impl Node {
     }
 
     fn must_run(&mut self) {
-        let child = self.child.as_mut().expect("the engine was started");
-        let ended = child.try_wait().unwrap();
+        // Without a process, the engine is a thread of this one.
+        let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
         assert!(ended.is_none(), "the engine ended: {ended:?}\n{}", self.log());
     }
 
