@@ -1,0 +1,116 @@
+//! Failures that seeds of the simulator have found, each as a scenario.
+
+use replication_core::control::Command;
+use replication_core::state::{Conn, Disk, Role};
+use replication_core::units::{Span, VolumeNr};
+use tests::sim::setup::Setup;
+use tests::sim::{A, B, World};
+
+fn wait_alone(w: &mut World, n: usize) {
+    let limit = Span::from_secs(30);
+    w.run_until("the loss is noticed", limit, |w| w.conn(n) < Conn::Connected);
+}
+
+/// Two volumes, connected and in sync; then node B is Secondary and alone.
+fn two_volumes(seed: u64) -> World {
+    let mut w = World::new(seed, Setup::with(Setup::second_volume));
+    w.start_synced();
+    w
+}
+
+/// A promotion that one volume refuses leaves the other one as it was: no new generation, no role
+/// (ST-7). It left the first volume with a new generation.
+#[test]
+fn a_refused_promotion_leaves_every_volume_alone() {
+    let mut w = two_volumes(701);
+    w.must(A, Command::Secondary { holder: None });
+    w.cut();
+    wait_alone(&mut w, A);
+    w.disk_failed(A, 1);
+    w.must(A, Command::Detach { volume: Some(VolumeNr(1)), force: false });
+    let before = w.status(A).volumes[0].uuids;
+    w.must_not(A, Command::Primary { force: false });
+    assert_eq!(w.status(A).volumes[0].uuids, before);
+    assert_eq!(w.state(A, 0).role, Role::Secondary);
+    w.must(A, Command::Attach(Some(VolumeNr(1))));
+    w.heal();
+    w.wait_synced();
+}
+
+/// A promotion that waits for the peer's consent to one volume and is cut short by a forced
+/// command leaves no volume Primary, and the peer knows (ST-3, ST-7).
+#[test]
+fn a_promotion_cut_short_leaves_no_role_behind() {
+    for step in 0..60 {
+        let mut w = two_volumes(702);
+        w.must(A, Command::Secondary { holder: None });
+        w.settle();
+        let promotion = w.tell(A, Command::Primary { force: false });
+        for _ in 0..step {
+            w.step();
+        }
+        w.disk_failed(A, 1);
+        w.must(A, Command::Detach { volume: Some(VolumeNr(1)), force: true });
+        assert!(w.reply(A, promotion).is_some(), "cut short, if not done");
+        let role = w.state(A, 0).role;
+        assert_eq!(w.state(A, 1).role, role, "after {step} steps");
+        w.settle();
+        for volume in 0..2 {
+            assert_eq!(w.state(B, volume).peer, role, "after {step} steps");
+        }
+    }
+}
+
+/// Outdating is carried out or refused as a whole (ST-7): it outdated the volumes before the first
+/// one that refused.
+#[test]
+fn a_refused_outdate_leaves_every_volume_alone() {
+    let mut w = two_volumes(703);
+    w.disk_failed(B, 1);
+    w.must(B, Command::Detach { volume: Some(VolumeNr(1)), force: false });
+    w.cut();
+    wait_alone(&mut w, B);
+    let is_refused = w.ask(B, Command::Outdate).is_err();
+    assert_eq!(w.state(B, 0).disk == Disk::UpToDate, is_refused);
+    w.must(B, Command::Attach(Some(VolumeNr(1))));
+    w.heal();
+    w.wait_synced();
+}
+
+/// A command that waits behind `down` is refused: it opened the disks of an engine that had put
+/// everything away.
+#[test]
+fn nothing_follows_the_end() {
+    let mut w = two_volumes(705);
+    let down = w.tell(B, Command::Down { holder: None, force: false });
+    let up = w.tell(B, Command::Up);
+    w.run_until("the end", Span::from_secs(30), |w| !w.is_alive(B));
+    w.reply(B, down).expect("answered").unwrap();
+    w.reply(B, up).expect("answered").unwrap_err();
+    w.restart(B);
+    w.wait_synced();
+}
+
+/// A resize that is cut short by a forced command lets the host's writes go on (LV-1): they were
+/// held back for ever.
+#[test]
+fn a_resize_cut_short_holds_nothing_back() {
+    for step in 0..12 {
+        let mut w = World::new(704, Setup::default());
+        w.start_synced();
+        let resize = Command::Resize {
+            volume: None,
+            size: None,
+            assume_clean: false,
+            assume_peer_has_space: false,
+        };
+        w.tell(A, resize);
+        for _ in 0..step {
+            w.step();
+        }
+        w.must(A, Command::Disconnect { force: true });
+        w.write(A, 0, 0, 8);
+        w.must(A, Command::Connect { discard_my_data: false });
+        w.wait_synced();
+    }
+}
