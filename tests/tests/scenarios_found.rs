@@ -1,8 +1,9 @@
 //! Failures that seeds of the simulator have found, each as a scenario.
 
 use replication_core::control::Command;
+use replication_core::event::HostOp;
 use replication_core::state::{Conn, Disk, Role};
-use replication_core::units::{Span, VolumeNr};
+use replication_core::units::{SectorRange, Span, VolumeNr};
 use tests::sim::setup::Setup;
 use tests::sim::{A, B, World};
 
@@ -89,6 +90,33 @@ fn nothing_follows_the_end() {
     w.reply(B, up).expect("answered").unwrap_err();
     w.restart(B);
     w.wait_synced();
+}
+
+/// The peer's write waits for its extent in the log when the operator looks for a grown disk: the
+/// write gives its place up and takes it again later, instead of both for ever in turn.
+#[test]
+fn a_resize_meets_a_write_that_waits_for_the_log() {
+    for step in 0..12 {
+        let mut w = World::new(706, Setup::default());
+        w.start_synced();
+        w.disk_failed(A, 0);
+        w.must(A, Command::Detach { volume: None, force: false });
+        let range = SectorRange { start: 8192, end: 8200 };
+        w.submit(A, 0, HostOp::Write { fua: false }, range).unwrap();
+        for _ in 0..step {
+            w.step();
+        }
+        let resize = Command::Resize {
+            volume: None,
+            size: None,
+            assume_clean: false,
+            assume_peer_has_space: false,
+        };
+        w.must(B, resize);
+        w.drain(A);
+        w.must(A, Command::Attach(None));
+        w.wait_synced();
+    }
 }
 
 /// A resize that is cut short by a forced command lets the host's writes go on (LV-1): they were

@@ -377,7 +377,10 @@ impl Resource {
         }
         for index in 0..self.volumes[at].peer_waiting.len() {
             let key = self.volumes[at].peer_waiting[index];
-            self.release_peer_log(key);
+            let request = self.peer_requests.get(key).expect("a waiting request is in the table");
+            if request.in_al {
+                self.release_peer_log(key);
+            }
         }
     }
 
