@@ -119,6 +119,30 @@ fn a_resize_meets_a_write_that_waits_for_the_log() {
     }
 }
 
+/// A new generation by hand, while the peer is away in the middle of a resync, forgets none that
+/// the peer may be of (GI-2): both took each other for strangers.
+#[test]
+fn a_new_generation_by_hand_keeps_the_past() {
+    let mut w = World::new(707, Setup::with(|s| s.disk(|disk| disk.rate.max_rate_kib = 400)));
+    w.start_synced();
+    w.kill(B);
+    wait_alone(&mut w, A);
+    w.write(A, 0, 0, 256);
+    w.write(A, 0, 4096, 256);
+    w.restart(B);
+    for _ in 0..3 {
+        w.heal();
+        w.run_until("the resync runs", Span::from_secs(60), |w| w.conn(B) == Conn::SyncTarget);
+        w.cut();
+        wait_alone(&mut w, A);
+        wait_alone(&mut w, B);
+    }
+    w.must(A, Command::NewCurrentUuid { volume: None, clear_bitmap: false });
+    w.heal();
+    w.wait_synced();
+    w.read_all(A, 0);
+}
+
 /// A resize that is cut short by a forced command lets the host's writes go on (LV-1): they were
 /// held back for ever.
 #[test]

@@ -303,6 +303,10 @@ impl Resource {
             if clear_bitmap {
                 self.skip_initial_sync(at);
             } else {
+                if let Some(disk) = self.volumes[at].disk.as_mut() {
+                    // A peer that is away may be of the generation that the bitmap counts from.
+                    disk.uuids.clear_bitmap();
+                }
                 self.new_current_uuid(at);
                 self.send_uuids(at, false);
             }
