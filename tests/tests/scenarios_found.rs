@@ -119,6 +119,32 @@ fn a_resize_meets_a_write_that_waits_for_the_log() {
     }
 }
 
+/// A Primary that was served by its peer attaches its old disk, and the peer is lost before that is
+/// done: the old data must not be taken for the data in use (RD-1).
+#[test]
+fn an_attach_that_loses_its_peer_serves_no_old_data() {
+    let mut refused = 0;
+    for step in 0..30 {
+        let mut w = World::new(708, Setup::default());
+        w.start_synced();
+        w.write(A, 0, 0, 8);
+        w.disk_failed(A, 0);
+        w.must(A, Command::Detach { volume: None, force: false });
+        w.write(A, 0, 0, 8);
+        let attach = w.tell(A, Command::Attach(None));
+        for _ in 0..step {
+            w.step();
+        }
+        w.kill(B);
+        w.run_until("the answer", Span::from_secs(30), |w| w.reply(A, attach).is_some());
+        refused += u32::from(w.reply(A, attach).expect("it was just seen").is_err());
+        // What is read is checked against what was acknowledged; an error is right as well.
+        drop(w.request(A, 0, HostOp::Read, SectorRange { start: 0, end: 8 }));
+        w.must(A, Command::Secondary { holder: None });
+    }
+    assert!(refused > 0, "the peer was lost in time at least once");
+}
+
 /// A new generation by hand, while the peer is away in the middle of a resync, forgets none that
 /// the peer may be of (GI-2): both took each other for strangers.
 #[test]

@@ -328,6 +328,11 @@ impl Resource {
             let text = "a disk was attached in the middle of the handshake";
             self.lose_link(Conn::NetworkFailure, Then::Reconnect, text);
         }
+        if let Err((code, text)) = self.check_known_data(at) {
+            // The peer, which would have brought it up to date, was lost meanwhile (RD-1).
+            self.fail_attach(at, code, text, true);
+            return;
+        }
         let volume = &mut self.volumes[at];
         let disk = volume.disk.as_mut().expect("an attach is under way");
         disk.stage = Stage::Attached;
