@@ -1,16 +1,64 @@
-//! A modest number of seeded random runs; `simulate` runs more.
+//! A modest number of seeded random runs; `simulate` runs more. And `simulate` itself: what it
+//! says about a run that fails.
 
-use tests::random::run;
+use std::process::{Command, Output};
+
+use tests::random::{Case, run};
 
 /// Faults, then healing: both nodes agree and hold what was acknowledged.
 #[test]
 fn random_faults_heal() {
-    let requests: u64 = (0..16).map(|seed| run(seed).requests).sum();
+    let requests: u64 = (0..16).map(|seed| run(&Case::of(seed)).requests).sum();
     assert!(requests > 2_000, "only {requests} requests were answered");
 }
 
 /// A seed gives the same run every time (LV-4).
 #[test]
 fn a_seed_replays() {
-    assert_eq!(run(7).hash, run(7).hash);
+    assert_eq!(run(&Case::of(7)).hash, run(&Case::of(7)).hash);
+}
+
+fn simulate(arguments: &[&str]) -> Output {
+    let program = env!("CARGO_BIN_EXE_simulate");
+    Command::new(program).args(arguments).output().expect("simulate runs")
+}
+
+fn words(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The output depends on the seeds alone, not on the number of threads (LV-4).
+#[test]
+fn threads_change_nothing() {
+    let one = simulate(&["--seeds", "6", "--verbose", "--threads", "1"]);
+    let three = simulate(&["--seeds", "6", "--verbose", "--threads", "3"]);
+    assert!(one.status.success(), "{}", words(&one));
+    assert_eq!(words(&one), words(&three));
+}
+
+/// Disks that lie about flushes are found. The finding tells the last events, is shrunk, and the
+/// command that it prints fails in the same way.
+#[test]
+fn a_finding_is_shrunk_and_replayed() {
+    let found = simulate(&["--focus", "lying-disk", "--seeds", "50", "--shrink"]);
+    let report = words(&found);
+    assert_eq!(found.status.code(), Some(1), "{report}");
+    let line = |begin: &str| report.lines().find(|line| line.starts_with(begin));
+    let replay = line("replay: ").expect("a command that replays it");
+    assert!(replay.contains("--rounds="), "rounds were left out: {replay}");
+    let (_, arguments) = replay.split_once(" -- ").expect("arguments");
+    let again = simulate(&arguments.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(again.status.code(), Some(1));
+    let fails = report.lines().rfind(|line| line.contains(" fails after "));
+    assert!(words(&again).contains(fails.expect("where it fails")), "{}", words(&again));
+    assert!(report.contains("--- states before step "), "the states are shown");
+}
+
+/// What cannot be run is refused with the reason.
+#[test]
+fn dual_primary_is_refused() {
+    let refused = simulate(&["--focus", "dual-primary"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(why.contains("refuses allow-two-primaries"), "{why}");
 }

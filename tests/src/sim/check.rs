@@ -108,8 +108,12 @@ impl World {
     pub fn disk_failed(&mut self, n: usize, volume: usize) {
         self.since_sync[volume].troubled = true;
         self.stale[n][volume] = true;
-        if self.stale[1 - n][volume] {
-            self.ledger.doubt_unflushed(u8::try_from(volume).expect("few volumes"));
+        let nr = u8::try_from(volume).expect("few volumes");
+        if self.ledger.keeps_unsettled() {
+            // The other node need not have got what was acknowledged here.
+            self.ledger.doubt_unsettled(nr);
+        } else if self.stale[1 - n][volume] {
+            self.ledger.doubt_unflushed(nr);
         }
     }
 
@@ -207,7 +211,7 @@ impl World {
     }
 
     /// Whether a living node has the block marked.
-    fn is_marked(&self, n: usize, volume: usize, block: u64) -> bool {
+    pub(crate) fn is_marked(&self, n: usize, volume: usize, block: u64) -> bool {
         let range = BlockRange { start: block, end: block + 1 };
         let resource = self.nodes[n].resource.as_ref();
         resource.is_some_and(|resource| resource.out_of_sync_in(ix(volume), range) > 0)
@@ -243,7 +247,11 @@ impl World {
     pub fn is_quiet(&self) -> bool {
         let busy = |n: usize| {
             let node = &self.nodes[n];
-            let status = node.resource.as_ref().map(|resource| resource.status(self.now));
+            if node.frozen_until.is_some() {
+                return true;
+            }
+            let now = self.local(n);
+            let status = node.resource.as_ref().map(|resource| resource.status(now));
             let in_core = status.is_some_and(|status| {
                 status.ap_in_flight > 0
                     || status.volumes.iter().any(|volume| {

@@ -20,7 +20,10 @@ impl World {
     pub fn tell(&mut self, n: usize, command: Command) -> u64 {
         self.next_command += 1;
         let id = self.next_command;
+        self.watch_command(n, id, &command);
+        self.command_began = self.trace.count();
         self.handle(n, Event::Command { id: CommandId(id), command });
+        self.command_began = u64::MAX;
         id
     }
 
@@ -85,7 +88,8 @@ impl World {
     /// If no process runs.
     #[must_use]
     pub fn status(&self, n: usize) -> Status {
-        self.nodes[n].resource.as_ref().expect("a process runs").status(self.now)
+        let now = self.local(n);
+        self.nodes[n].resource.as_ref().expect("a process runs").status(now)
     }
 
     /// Whether both nodes live and all volumes have the state on both.
@@ -98,8 +102,17 @@ impl World {
     /// Whether all volumes are connected and up to date on both nodes.
     #[must_use]
     pub fn is_synced(&self) -> bool {
-        self.all(|s| {
-            s.conn == Conn::Connected && s.disk == Disk::UpToDate && s.pdsk == Disk::UpToDate
+        (0..self.volumes()).all(|volume| self.is_volume_synced(volume))
+    }
+
+    /// Whether a volume is connected and up to date on both nodes.
+    #[must_use]
+    pub fn is_volume_synced(&self, volume: usize) -> bool {
+        [A, B].iter().all(|n| {
+            self.is_alive(*n) && {
+                let s = self.state(*n, volume);
+                s.conn == Conn::Connected && s.disk == Disk::UpToDate && s.pdsk == Disk::UpToDate
+            }
         })
     }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use replication_core::event::{Event, HostOp, HostRequest, HostTag, VolumeIx};
-use replication_core::state::{Conn, Disk as DiskState};
+use replication_core::state::{Conn, Disk as DiskState, Role};
 use replication_core::units::{Buf, Errno, SectorRange, Span, Time};
 
 use super::disk::{PAGE, SECTOR};
@@ -63,6 +63,8 @@ pub struct Load {
     pub zeroes: u64,
     /// FUA in a hundred writes.
     pub fua: u64,
+    /// Requests until the stream dries up.
+    pub most: u64,
 }
 
 impl Load {
@@ -79,6 +81,7 @@ impl Load {
             flushes: 5,
             zeroes: 5,
             fua: 10,
+            most: u64::MAX,
         }
     }
 
@@ -183,7 +186,9 @@ impl World {
         });
         if let Some(write) = write {
             self.ledger.submitted(write, moment);
-            self.wrote(n, volume);
+            if self.state(n, volume).role == Role::Primary {
+                self.wrote(n, volume);
+            }
         }
         let bytes = self.slot_bytes(n, volume, tag);
         let memory = &mut self.nodes[n].arena[bytes];
@@ -227,6 +232,7 @@ impl World {
                 self.ledger.ended(write, moment, result.is_ok(), fua);
                 if result.is_ok() {
                     self.acknowledged(n, at);
+                    self.watch_acknowledged(n, write);
                 }
             }
             None if request.op == HostOp::Flush && result.is_ok() => {
@@ -273,6 +279,9 @@ impl World {
         if !mirrored {
             self.stale[1 - n][volume] = true;
             self.since_sync[volume].alone.insert(n);
+        }
+        if state.conn < Conn::Connected {
+            self.wrote_apart(n, volume);
         }
         if state.disk != DiskState::UpToDate {
             self.stale[n][volume] = true;
@@ -368,7 +377,7 @@ impl World {
     /// The time has come for another random request.
     pub(crate) fn load_tick(&mut self, n: usize) {
         let Some(load) = self.nodes[n].host.load.clone() else { return };
-        if self.nodes[n].resource.is_none() {
+        if self.nodes[n].resource.is_none() || load.most == 0 {
             self.nodes[n].host.load = None;
             return;
         }
@@ -379,6 +388,9 @@ impl World {
         }
         let volume = usize::try_from(self.rng.below(load.volumes as u64)).expect("few volumes");
         if let Some((op, range)) = self.random_request(n, volume, &load) {
+            if let Some(load) = &mut self.nodes[n].host.load {
+                load.most -= 1;
+            }
             self.submit_as(n, volume, op, range, true);
         }
     }

@@ -12,19 +12,25 @@
 //! | [`setup`] | with which options do the nodes run? |
 //! | [`world`] | what happens next? |
 //! | [`check`] | is what must always hold still true? |
+//! | [`watch`] | did this one event break a rule? |
+//! | [`coverage`] | what did the run meet, and what never? |
 //! | [`trace`] | what happened, in words? |
+//! | [`replay`] | how far has the run come, and what is to be shown of it? |
 
 pub mod check;
 pub mod control;
+pub mod coverage;
 pub mod disk;
 pub mod host;
 pub mod ledger;
 pub mod net;
 pub mod node;
+pub mod replay;
 pub mod rng;
 pub mod setup;
 mod sockets;
 pub mod trace;
+pub mod watch;
 pub mod world;
 
 pub use host::Load;

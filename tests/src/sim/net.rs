@@ -32,6 +32,8 @@ pub enum Wire {
         stream: u32,
         /// The receiving end.
         end: usize,
+        /// Counts what was sent in this direction.
+        number: u64,
         /// What.
         what: Segment,
     },
@@ -79,16 +81,20 @@ enum EndState {
 struct End {
     sock: SockId,
     state: EndState,
-    /// Given by the driver, not yet accepted: packet number and bytes left.
-    unsent: VecDeque<(u64, VecDeque<u8>)>,
+    /// Given by the driver, not yet accepted: packet number, its bytes, and how many of them the
+    /// system has taken.
+    unsent: VecDeque<(u64, Vec<u8>, usize)>,
     accepted: u64,
     reported: u64,
     report_under_way: bool,
     /// Accepted and not yet consumed at the other end.
     in_flight: usize,
     last_arrival: Time,
-    /// Waits for the link to be healed.
-    held: VecDeque<Segment>,
+    /// Counts what was sent from here.
+    sent: u64,
+    /// Waits for the link to be healed, by number: what was under way when the link was cut comes
+    /// before what was sent later.
+    held: BTreeMap<u64, Segment>,
     received: VecDeque<u8>,
     at_end: bool,
     reset: bool,
@@ -105,7 +111,8 @@ impl End {
             report_under_way: false,
             in_flight: 0,
             last_arrival: Time::ZERO,
-            held: VecDeque::new(),
+            sent: 0,
+            held: BTreeMap::new(),
             received: VecDeque::new(),
             at_end: false,
             reset: false,
@@ -211,8 +218,8 @@ impl Net {
                 let wait = Span::from_ms(self.rng.between(1, 200));
                 let from = self.end_mut(stream, 1 - end);
                 from.last_arrival = from.last_arrival.max(now + wait);
-                for what in std::mem::take(&mut from.held) {
-                    self.travel(now, stream, 1 - end, what);
+                for (number, what) in std::mem::take(&mut from.held) {
+                    self.travel(now, stream, 1 - end, number, what);
                 }
             }
         }
@@ -239,6 +246,12 @@ impl Net {
         Span(latency.0 + self.rng.below(jitter.0.max(1)))
     }
 
+    /// Whether an end of a stream is in use.
+    #[must_use]
+    pub fn is_open_at(&self, stream: u32, end: usize) -> bool {
+        self.streams.get(&stream).is_some_and(|ends| ends[end].state == EndState::Open)
+    }
+
     /// The stream and end of an open socket of a node.
     #[must_use]
     pub fn find(&self, node: usize, sock: SockId) -> Option<u32> {
@@ -263,7 +276,7 @@ impl Net {
 
     /// A driver sends a packet.
     pub fn send(&mut self, now: Time, stream: u32, end: usize, number: u64, bytes: Vec<u8>) {
-        self.end_mut(stream, end).unsent.push_back((number, bytes.into()));
+        self.end_mut(stream, end).unsent.push_back((number, bytes, 0));
         self.push(now, stream, end);
     }
 
@@ -276,11 +289,12 @@ impl Net {
             let room = window.saturating_sub(own.in_flight).min(limit);
             let mut bytes = Vec::new();
             while bytes.len() < room
-                && let Some((number, rest)) = own.unsent.front_mut()
+                && let Some((number, packet, taken)) = own.unsent.front_mut()
             {
-                let count = rest.len().min(room - bytes.len());
-                bytes.extend(rest.drain(..count));
-                if rest.is_empty() {
+                let end = packet.len().min(*taken + room - bytes.len());
+                bytes.extend_from_slice(&packet[*taken..end]);
+                *taken = end;
+                if end == packet.len() {
                     own.accepted = *number;
                     own.unsent.pop_front();
                 }
@@ -289,7 +303,7 @@ impl Net {
                 break;
             }
             own.in_flight += bytes.len();
-            self.travel(now, stream, end, Segment::Bytes(bytes));
+            self.give(now, stream, end, Segment::Bytes(bytes));
         }
         let own = self.end_mut(stream, end);
         if own.accepted > own.reported && !own.report_under_way && own.state == EndState::Open {
@@ -299,9 +313,17 @@ impl Net {
         }
     }
 
-    fn travel(&mut self, now: Time, stream: u32, from: usize, what: Segment) {
+    /// Something is sent.
+    fn give(&mut self, now: Time, stream: u32, from: usize, what: Segment) {
+        let own = self.end_mut(stream, from);
+        own.sent += 1;
+        let number = own.sent;
+        self.travel(now, stream, from, number, what);
+    }
+
+    fn travel(&mut self, now: Time, stream: u32, from: usize, number: u64, what: Segment) {
         if self.cut_towards[1 - from] {
-            self.end_mut(stream, from).held.push_back(what);
+            self.end_mut(stream, from).held.insert(number, what);
             return;
         }
         let size = match &what {
@@ -312,7 +334,7 @@ impl Net {
         let own = self.end_mut(stream, from);
         own.last_arrival = own.last_arrival.max(now + wait);
         let at = own.last_arrival;
-        self.due.push((at, Wire::Arrive { stream, end: 1 - from, what }));
+        self.due.push((at, Wire::Arrive { stream, end: 1 - from, number, what }));
     }
 
     /// Something arrives. Returns whether the driver of that end should look.
@@ -321,11 +343,11 @@ impl Net {
         now: Time,
         stream: u32,
         end: usize,
-        what: Segment,
+        (number, what): (u64, Segment),
         has_power: bool,
     ) -> bool {
         if self.cut_towards[end] {
-            self.end_mut(stream, 1 - end).held.push_back(what);
+            self.end_mut(stream, 1 - end).held.insert(number, what);
             return false;
         }
         let is_reset = matches!(what, Segment::Reset);
@@ -333,7 +355,9 @@ impl Net {
         match own.state {
             EndState::Open => {
                 match what {
-                    Segment::Bytes(bytes) if !own.reset => own.received.extend(bytes),
+                    Segment::Bytes(bytes) if !own.reset && !own.at_end => {
+                        own.received.extend(bytes);
+                    }
                     Segment::Bytes(_) => {}
                     Segment::End => own.at_end = true,
                     Segment::Reset => {
@@ -345,7 +369,7 @@ impl Net {
                 true
             }
             EndState::Closed | EndState::Vanished if has_power && !is_reset => {
-                self.travel(now, stream, end, Segment::Reset);
+                self.give(now, stream, end, Segment::Reset);
                 false
             }
             EndState::Closed | EndState::Vanished => false,
@@ -375,7 +399,12 @@ impl Net {
     pub fn read(&mut self, now: Time, stream: u32, end: usize, most: usize) -> Vec<u8> {
         let own = self.end_mut(stream, end);
         let count = own.received.len().min(most);
-        let bytes: Vec<u8> = own.received.drain(..count).collect();
+        let mut bytes = Vec::with_capacity(count);
+        let (front, back) = own.received.as_slices();
+        let from_front = count.min(front.len());
+        bytes.extend_from_slice(&front[..from_front]);
+        bytes.extend_from_slice(&back[..count - from_front]);
+        own.received.drain(..count);
         self.delivered[end] += count as u64;
         let sender = self.end_mut(stream, 1 - end);
         sender.in_flight -= count;
@@ -406,7 +435,7 @@ impl Net {
         own.received.clear();
         if !was_reset {
             let last = if left_unread { Segment::Reset } else { Segment::End };
-            self.travel(now, stream, end, last);
+            self.give(now, stream, end, last);
         }
         self.forget_dead_streams();
     }
@@ -438,8 +467,19 @@ impl Net {
         });
         let gone: Vec<u32> = gone.map(|(stream, _)| *stream).collect();
         for stream in gone {
-            self.travel(now, stream, node, Segment::Reset);
+            self.give(now, stream, node, Segment::Reset);
         }
+    }
+
+    /// One direction of a stream ends although its driver did not close it: the other end sees the
+    /// end of the stream behind what was accepted before. `which` chooses among the open ones.
+    pub fn half_close(&mut self, now: Time, node: usize, which: u64) {
+        let open = self.open_streams(node);
+        if open.is_empty() {
+            return;
+        }
+        let at = usize::try_from(which % open.len() as u64).expect("an index");
+        self.give(now, open[at], node, Segment::End);
     }
 
     /// Resets every stream at both ends.
@@ -449,8 +489,10 @@ impl Net {
             for end in 0..2 {
                 if self.end(stream, end).state == EndState::Open {
                     let at = now + self.delay();
-                    let what = Segment::Reset;
-                    self.due.push((at, Wire::Arrive { stream, end, what }));
+                    let own = self.end_mut(stream, 1 - end);
+                    own.sent += 1;
+                    let (number, what) = (own.sent, Segment::Reset);
+                    self.due.push((at, Wire::Arrive { stream, end, number, what }));
                 }
             }
         }
@@ -512,8 +554,8 @@ mod tests {
             net.due.sort_by_key(|(at, _)| *at);
             let (at, wire) = net.due.remove(0);
             now = at;
-            if let Wire::Arrive { stream, end, what } = wire {
-                net.arrive(at, stream, end, what, true);
+            if let Wire::Arrive { stream, end, number, what } = wire {
+                net.arrive(at, stream, end, (number, what), true);
             }
         }
         now
@@ -548,6 +590,19 @@ mod tests {
         let now = run(&mut net);
         assert_eq!(net.read(now, stream, 1, 100), vec![7; 10]);
         assert_eq!(net.readable(stream, 1), Readable::End);
+    }
+
+    /// What was under way when the link was cut arrives before what was sent later.
+    #[test]
+    fn a_cut_keeps_the_order() {
+        let (mut net, stream) = net();
+        net.send(Time::ZERO, stream, 0, 1, vec![1; 10]);
+        net.cut_towards(1);
+        net.send(Time::ZERO, stream, 0, 2, vec![2; 10]);
+        run(&mut net);
+        net.heal(Time(5));
+        let now = run(&mut net);
+        assert_eq!(net.read(now, stream, 1, 100), [vec![1; 10], vec![2; 10]].concat());
     }
 
     /// Bytes left unread at a close reach the sender as a reset.

@@ -13,6 +13,7 @@ use replication_core::meta::{Page, Superblock};
 use replication_core::resource::{Memory, Resource};
 use replication_core::units::{Buf, Errno, Sector, SectorRange, Span, Time};
 
+use super::coverage::{self, Family};
 use super::disk::{Cut, Disk, Kind, PAGE, PAGE_SECTORS, SECTOR, Trouble};
 use super::host::Host;
 use super::rng::{Rng, mix};
@@ -100,6 +101,14 @@ pub struct Node {
     pub is_stopped: bool,
     /// The users of its devices.
     pub host: Host,
+    /// How far its clock is ahead of the simulator's.
+    pub clock: Span,
+    /// The process is stopped until then.
+    pub frozen_until: Option<Time>,
+    /// Disk operations take this many times as long.
+    pub slowness: u64,
+    /// The next header that it sends arrives damaged.
+    pub damages_header: bool,
     pub(crate) rng: Rng,
 }
 
@@ -108,13 +117,16 @@ pub(crate) fn arena_range(buf: Buf, bytes: u64) -> std::ops::Range<usize> {
     start..start + usize::try_from(bytes).expect("a request fits into memory")
 }
 
+/// Any odd number with many bits: multiplying by it loses nothing.
+const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+
 fn sum(bytes: &[u8]) -> u64 {
     let words = bytes.chunks(8).map(|part| {
         let mut word = [0; 8];
         word[..part.len()].copy_from_slice(part);
         u64::from_le_bytes(word)
     });
-    words.fold(1, |sum, word| mix(sum ^ word))
+    mix(words.fold(1, |sum: u64, word| (sum.rotate_left(23) ^ word).wrapping_mul(ODD)))
 }
 
 impl Node {
@@ -146,6 +158,10 @@ impl Node {
             log: Vec::new(),
             is_stopped: false,
             host: Host::new(volumes, setup.queue_depth),
+            clock: Span::ZERO,
+            frozen_until: None,
+            slowness: 1,
+            damages_header: false,
             rng,
             setup,
         };
@@ -204,10 +220,18 @@ impl Node {
         self.tick_at = None;
         self.replies.clear();
         self.stuck.clear();
+        self.damages_header = false;
+        self.frozen_until = None;
         self.sizes.fill(0);
         for backing in &mut self.backing {
             backing.is_open = false;
         }
+    }
+
+    /// Operations on disks that will not end by themselves.
+    #[must_use]
+    pub fn stuck(&self) -> usize {
+        self.stuck.len()
     }
 
     /// Operations on disks that are under way.
@@ -244,6 +268,52 @@ const fn kind_of(op: DiskOp) -> Kind {
 }
 
 impl World {
+    /// A metadata write of a node without a process lands on the superblock instead.
+    ///
+    /// # Panics
+    /// If the volume has no disk.
+    pub fn misdirect_onto_superblock(&mut self, n: usize, volume: usize) {
+        let node = &mut self.nodes[n];
+        let backing = &mut node.backing[volume];
+        let meta = backing.meta.as_ref().map(Disk::sectors);
+        let geometry = node.setup.geometry(volume, backing.data.sectors(), meta);
+        let geometry = geometry.expect("a node with a disk");
+        let disk = backing.meta_disk_mut();
+        let mut page = [0; PAGE];
+        disk.read(geometry.al_block_sector(0).0, &mut page);
+        disk.write(geometry.superblock.0, &page, true);
+    }
+
+    /// A number that changes with any byte of the metadata of a volume.
+    #[must_use]
+    pub fn metadata_sums(&self, n: usize, volume: usize) -> u64 {
+        let disk = self.nodes[n].backing[volume].meta_disk();
+        let mut page = [0; PAGE];
+        self.metadata_sectors(n, volume).into_iter().fold(0, |all, sector| {
+            disk.read(sector, &mut page);
+            mix(all ^ sum(&page))
+        })
+    }
+
+    /// Stops the process for some time, as a signal would: its system goes on.
+    pub fn freeze(&mut self, n: usize, span: Span) {
+        self.note(n, &format!("=== stopped for {} ms", span.as_ms()));
+        let until = self.now + span;
+        self.nodes[n].frozen_until = Some(until);
+        self.schedule(until, Happening::Thaw { node: n });
+    }
+
+    /// The clock of a node jumps ahead, as after a suspended virtual machine.
+    pub fn jump_clock(&mut self, n: usize, span: Span) {
+        self.note(n, &format!("=== clock {} ms ahead", span.as_ms()));
+        let clock = &mut self.nodes[n].clock;
+        *clock = Span(clock.0 + span.0);
+        self.nodes[n].tick_at = None;
+        if self.nodes[n].resource.is_some() {
+            self.plan_tick(n);
+        }
+    }
+
     /// Kills the process: what it had finished stays, what was under way happened or not.
     pub fn kill(&mut self, n: usize) {
         self.note(n, "=== killed");
@@ -256,6 +326,7 @@ impl World {
             }
         }
         self.nodes[n].lose_process();
+        self.watch_gone(n);
         self.net.close_all(self.now, n);
         self.crashed(n);
     }
@@ -269,6 +340,7 @@ impl World {
             self.apply(n, &job, false);
         }
         self.nodes[n].lose_process();
+        self.watch_gone(n);
         self.nodes[n].has_power = false;
         self.net.vanish(n);
         let mut changed: Vec<(usize, BTreeSet<u64>)> = Vec::new();
@@ -300,13 +372,21 @@ impl World {
     pub fn handle(&mut self, n: usize, event: Event<'_>) {
         let mut actions = std::mem::take(&mut self.actions);
         self.note(n, &trace::event_words(&event));
-        let node = &mut self.nodes[n];
-        let Some(resource) = node.resource.as_mut() else {
+        if let Some(name) = coverage::event_name(&event) {
+            self.coverage.add(Family::Event, name);
+        }
+        self.watch_event(n, &event);
+        let now = self.local(n);
+        let Some(resource) = self.nodes[n].resource.as_mut() else {
             panic!("an event for node {n}, which has no process");
         };
-        resource.handle(self.now, event, &mut actions);
+        resource.handle(now, event, &mut actions);
+        self.watch_states(n);
         for action in actions.drain(..) {
             self.note(n, &trace::action_words(&action));
+            if let Some(name) = coverage::action_name(&action) {
+                self.coverage.add(Family::Action, name);
+            }
             self.carry_out(n, action);
         }
         self.actions = actions;
@@ -315,7 +395,8 @@ impl World {
 
     fn plan_tick(&mut self, n: usize) {
         let Some(resource) = &self.nodes[n].resource else { return };
-        let wanted = resource.next_deadline();
+        let clock = self.nodes[n].clock.0;
+        let wanted = resource.next_deadline().map(|at| Time(at.0.saturating_sub(clock)));
         if wanted == self.nodes[n].tick_at {
             return;
         }
@@ -330,6 +411,9 @@ impl World {
     }
 
     fn carry_out(&mut self, n: usize, action: Action) {
+        let may_follow_stop = matches!(action, Action::Log { .. });
+        let has_stopped = self.nodes[n].resource.is_none();
+        assert!(!has_stopped || may_follow_stop, "node {n} has stopped, and then wants {action:?}");
         match action {
             Action::OpenDisk { id, volume } => self.submit_job(n, id, volume, Work::Open),
             Action::ProbeDisk { id, volume } => self.submit_job(n, id, volume, Work::Probe),
@@ -357,14 +441,17 @@ impl World {
             Action::Close { sock } => self.sock_gone(n, sock, SockGone::Closed),
             Action::Complete { volume, tag, result } => self.completed(n, volume, tag, result),
             Action::SetSize { volume, sectors } => {
+                self.watch_size(n, volume.at(), sectors.0);
                 self.nodes[n].sizes[volume.at()] = sectors.0;
                 self.size_changed(volume.at());
             }
             Action::Reply { id, result } => {
+                self.watch_reply(n, id.0, &result);
                 let old = self.nodes[n].replies.insert(id.0, result);
                 assert!(old.is_none(), "command {} was answered twice", id.0);
             }
             Action::Log { level, scope, text } => {
+                self.watch_log(&text);
                 self.nodes[n].log.push(format!("{level:?} {scope:?}: {text}"));
             }
             Action::Stop => self.stop(n),
@@ -386,6 +473,7 @@ impl World {
         let replies = std::mem::take(&mut self.nodes[n].replies);
         self.nodes[n].lose_process();
         self.nodes[n].replies = replies;
+        self.watch_gone(n);
         self.nodes[n].is_stopped = true;
         self.net.close_all(self.now, n);
     }
@@ -417,11 +505,13 @@ impl World {
         range: SectorRange,
         buf: Option<Buf>,
     ) {
-        let node = &self.nodes[n];
         if writes_data(op) {
+            self.watch_write(n, volume.at(), range, buf);
+            let node = &self.nodes[n];
             let busy = node.writes_under_way(volume.at()).find(|other| other.overlaps(range));
             assert!(busy.is_none(), "write of {range} while {busy:?} is under way (ORD-5)");
         }
+        let node = &self.nodes[n];
         let data = node.backing[volume.at()].data.sectors();
         let meta = node.backing[volume.at()].meta.as_ref().map(Disk::sectors);
         let geometry = node.setup.geometry(volume.at(), data, meta).expect("a disk is open");
@@ -470,13 +560,14 @@ impl World {
             return;
         }
         let (least, most) = node.setup.disk_time;
-        let at = self.now + Span(node.rng.between(least.0, most.0));
+        let at = self.now + Span(node.rng.between(least.0, most.0) * node.slowness);
         let incarnation = node.incarnation;
         self.schedule(at, Happening::DiskReady { node: n, incarnation, job });
     }
 
     /// Lets stuck operations go on, and takes planned faults away.
     pub fn heal_disks(&mut self, n: usize) {
+        self.nodes[n].slowness = 1;
         for backing in &mut self.nodes[n].backing {
             backing.data.heal();
             if let Some(meta) = &mut backing.meta {
@@ -504,6 +595,11 @@ impl World {
         }
         let result = job.fails.map_or(Ok(()), Err);
         let id = job.id;
+        if let Work::Data { op, range, buf, .. } = job.work
+            && writes_data(op)
+        {
+            self.watch_written(n, job.volume, range, buf, result.is_ok());
+        }
         match job.work {
             Work::Open | Work::Probe => {
                 let info = self.open_disk(n, job.volume);

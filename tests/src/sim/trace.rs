@@ -47,7 +47,7 @@ impl Trace {
             self.hash = (self.hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
         self.count += 1;
-        if self.print {
+        if super::replay::on_line(self.count) || self.print {
             eprintln!("{line}");
         }
         if self.lines.len() >= self.kept {

@@ -12,12 +12,14 @@ use replication_core::event::{DialId, Event, SockGone, SockId};
 use replication_core::units::{Errno, Span, Time};
 use replication_core::wire::{Packet, ReplicationProtocol};
 
+use super::coverage::{Coverage, Family};
 use super::ledger::Ledger;
 use super::net::{ECONNREFUSED, ETIMEDOUT, Net, Wire};
 use super::node::Node;
 use super::rng::Rng;
 use super::setup::Setup;
 use super::trace::Trace;
+use super::watch::Watch;
 
 /// What is planned to happen.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub(crate) enum Happening {
     Net(Wire),
     /// The next random request.
     Load { node: usize },
+    /// A stopped process goes on.
+    Thaw { node: usize },
 }
 
 /// Everything.
@@ -55,8 +59,10 @@ pub struct World {
     pub rng: Rng,
     /// Bytes that each node has sent.
     pub sent: [u64; 2],
-    /// How many packets of each name were sent.
-    pub packets: BTreeMap<&'static str, u64>,
+    /// What happened, counted.
+    pub coverage: Coverage,
+    /// What the checks of single events remember.
+    pub(crate) watch: Watch,
     /// Blocks that differ, for each volume: the truth.
     pub differing: Vec<BTreeSet<u64>>,
     /// The node may lack acknowledged writes of the volume.
@@ -66,6 +72,10 @@ pub struct World {
     pub since_sync: Vec<super::check::SinceSync>,
     pub(crate) actions: Vec<Action>,
     pub(crate) next_command: u64,
+    /// The line of trace at which the command under way in the core was given.
+    pub(crate) command_began: u64,
+    /// Things that have happened.
+    pub steps: u64,
     queue: BTreeMap<(Time, u64), Happening>,
     planned: u64,
     moments: u64,
@@ -91,13 +101,16 @@ impl World {
             trace: Trace::default(),
             rng,
             sent: [0; 2],
-            packets: BTreeMap::new(),
+            coverage: Coverage::default(),
+            watch: Watch::default(),
             differing: vec![BTreeSet::new(); volumes],
             stale: [vec![false; volumes], vec![false; volumes]],
             sizes: vec![0; volumes],
             since_sync: vec![super::check::SinceSync::default(); volumes],
             actions: Vec::new(),
             next_command: 0,
+            command_began: 0,
+            steps: 0,
             queue: BTreeMap::new(),
             planned: 0,
             moments: 0,
@@ -109,6 +122,12 @@ impl World {
     #[must_use]
     pub fn volumes(&self) -> usize {
         self.differing.len()
+    }
+
+    /// The time by the clock of a node.
+    #[must_use]
+    pub fn local(&self, n: usize) -> Time {
+        self.now + self.nodes[n].clock
     }
 
     /// A moment of its own, for the ledger.
@@ -124,13 +143,13 @@ impl World {
     }
 
     pub(crate) fn count_packet(&mut self, packet: &Packet) {
-        *self.packets.entry(packet.name()).or_default() += 1;
+        self.coverage.add(Family::Packet, packet.name());
     }
 
     /// How many packets of this name were sent so far.
     #[must_use]
     pub fn packets_sent(&self, name: &str) -> u64 {
-        self.packets.get(name).copied().unwrap_or(0)
+        self.coverage.count(Family::Packet, name)
     }
 
     pub(crate) fn schedule(&mut self, at: Time, what: Happening) {
@@ -151,18 +170,16 @@ impl World {
         self.same_time = if at > self.now { 0 } else { self.same_time + 1 };
         assert!(self.same_time < 100_000, "time stands still");
         self.now = self.now.max(at);
+        self.steps += 1;
+        super::replay::on_step(self);
         self.happen(what);
         for n in 0..2 {
-            if self.nodes[n].resource.is_some() {
+            if self.nodes[n].resource.is_some() && self.nodes[n].frozen_until.is_none() {
                 self.pump(n);
             }
         }
         self.drain_net();
-        if self.since_sync.iter().any(|since| !since.alone.is_empty()) && self.is_synced() {
-            for since in &mut self.since_sync {
-                since.alone.clear();
-            }
-        }
+        self.after_step();
         true
     }
 
@@ -171,8 +188,34 @@ impl World {
         node.incarnation == incarnation && node.resource.is_some()
     }
 
+    /// When the node concerned goes on, if its process is stopped.
+    fn frozen_until(&self, what: &Happening) -> Option<Time> {
+        let node = match what {
+            Happening::Tick { node, .. }
+            | Happening::DiskReady { node, .. }
+            | Happening::Gone { node, .. }
+            | Happening::Dialed { node, .. }
+            | Happening::Load { node } => *node,
+            Happening::Net(Wire::Accepted { end, .. }) => *end,
+            Happening::Net(Wire::Knock { from, .. }) => 1 - *from,
+            Happening::Net(Wire::Arrive { .. }) | Happening::Thaw { .. } => return None,
+        };
+        self.nodes[node].frozen_until
+    }
+
     fn happen(&mut self, what: Happening) {
+        if let Some(until) = self.frozen_until(&what) {
+            // Later than what is planned for the thaw itself; the order stays.
+            self.schedule(until + Span(1), what);
+            return;
+        }
         match what {
+            Happening::Thaw { node } => {
+                if self.nodes[node].frozen_until.is_some_and(|until| until <= self.now) {
+                    self.nodes[node].frozen_until = None;
+                    self.note(node, "=== goes on");
+                }
+            }
             Happening::Tick { node, incarnation } => {
                 let is_current = self.nodes[node].tick_at.is_some_and(|at| at <= self.now);
                 if self.lives(node, incarnation) && is_current {
@@ -207,10 +250,10 @@ impl World {
 
     fn on_wire(&mut self, wire: Wire) {
         match wire {
-            Wire::Arrive { stream, end, what } => {
+            Wire::Arrive { stream, end, number, what } => {
                 if self.net.knows(stream) {
                     let has_power = self.nodes[end].has_power;
-                    self.net.arrive(self.now, stream, end, what, has_power);
+                    self.net.arrive(self.now, stream, end, (number, what), has_power);
                 }
             }
             Wire::Accepted { stream, end } => {
@@ -280,21 +323,30 @@ impl World {
         self.now = end;
     }
 
-    /// The state of everything, in words.
+    /// The last lines of the trace and the state of everything, in words.
     #[must_use]
     pub fn report(&self) -> String {
-        let mut out = format!("seed {} at {} ms\n", self.seed, self.now.0 / 1_000_000);
+        let mut out = String::new();
         for line in self.trace.lines() {
             out.push_str(line);
             out.push('\n');
         }
+        out.push_str(&self.states());
+        out
+    }
+
+    /// The state of everything, in words.
+    #[must_use]
+    pub fn states(&self) -> String {
+        let now = self.now.0 / 1_000_000;
+        let mut out = format!("seed {} at {now} ms, after {} steps\n", self.seed, self.steps);
         for (n, node) in self.nodes.iter().enumerate() {
             let name = ["A", "B"][n];
             out.push_str(&format!("node {name}: power {}, ", node.has_power));
             let words = node.resource.as_ref().map_or_else(
                 || String::from("no process"),
                 |resource| {
-                    let now = self.now;
+                    let now = self.local(n);
                     let seen = catch_unwind(AssertUnwindSafe(|| {
                         format!("{:#?}\n{resource:?}", resource.status(now))
                     }));
