@@ -86,7 +86,7 @@ const RULES: [&str; 17] = [
 ];
 
 /// Actions of the core, one name each.
-const ACTIONS: [&str; 19] = [
+const ACTIONS: [&str; 20] = [
     "OpenDisk",
     "ProbeDisk",
     "CloseDisk",
@@ -106,6 +106,7 @@ const ACTIONS: [&str; 19] = [
     "SetSize",
     "Reply",
     "Stop",
+    "Leave",
 ];
 
 /// Events for the core, one name each.
@@ -215,6 +216,7 @@ pub const fn action_name(action: &Action) -> Option<&'static str> {
         Action::SetSize { .. } => "SetSize",
         Action::Reply { .. } => "Reply",
         Action::Stop => "Stop",
+        Action::Leave => "Leave",
         Action::Send { .. } | Action::Log { .. } => return None,
     })
 }

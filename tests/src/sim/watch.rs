@@ -466,6 +466,7 @@ impl World {
 const fn command_name(command: &Command) -> &'static str {
     match command {
         Command::Status => "status",
+        Command::Upgrade => "upgrade",
         Command::Up => "up",
         Command::Down { force: false, .. } => "down",
         Command::Down { force: true, .. } => "down --force",
