@@ -217,6 +217,15 @@ impl Resource {
         if id != NOBODY {
             self.out.push(Action::Reply { id, result });
         }
+        if self.admin.end.is_some() {
+            // What waits behind the last command is not begun any more.
+            for (id, _) in std::mem::take(&mut self.admin.queue) {
+                if id != NOBODY {
+                    let refusal = failure(0, "the engine is ending", "start it again: up");
+                    self.out.push(Action::Reply { id, result: Err(refusal) });
+                }
+            }
+        }
         match self.admin.end {
             Some(End::Stop) => self.out.push(Action::Stop),
             Some(End::Leave) => self.out.push(Action::Leave),
