@@ -3,7 +3,7 @@
 use replication_core::control::Command;
 use replication_core::event::HostOp;
 use replication_core::state::{Conn, Disk, Role};
-use replication_core::units::{SectorRange, Span, VolumeNr};
+use replication_core::units::{Errno, SectorRange, Span, VolumeNr};
 use tests::sim::setup::Setup;
 use tests::sim::{A, B, World};
 
@@ -139,7 +139,9 @@ fn an_attach_that_loses_its_peer_serves_no_old_data() {
         w.run_until("the answer", Span::from_secs(30), |w| w.reply(A, attach).is_some());
         refused += u32::from(w.reply(A, attach).expect("it was just seen").is_err());
         // What is read is checked against what was acknowledged; an error is right as well.
-        drop(w.request(A, 0, HostOp::Read, SectorRange { start: 0, end: 8 }));
+        if let Err(e) = w.request(A, 0, HostOp::Read, SectorRange { start: 0, end: 8 }) {
+            assert_eq!(e, Errno::EIO);
+        }
         w.must(A, Command::Secondary { holder: None });
     }
     assert!(refused > 0, "the peer was lost in time at least once");
