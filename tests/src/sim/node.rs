@@ -677,11 +677,15 @@ impl World {
                 self.data_changed(job.volume, *range);
             }
             Work::WriteMeta { sector, page, durable } => {
+                // The flush comes first: without it nothing of the page is on its way.
+                let is_flushed = *durable && (finished || node.rng.chance(50));
                 let disk = backing.meta_disk_mut();
-                if *durable && finished {
+                if is_flushed {
                     disk.flush(job.flush_point);
                 }
-                disk.write(sector.0, &page.0, *durable && finished);
+                if is_flushed || !*durable {
+                    disk.write(sector.0, &page.0, *durable && finished);
+                }
             }
         }
     }
