@@ -8,10 +8,12 @@
 //! | [`node`] | what does a driver do with the core's actions? |
 //! | `sockets` | which packet is read next? |
 //! | [`ledger`] | which contents may this sector have? |
+//! | `lent` | was the memory of a packet left alone? |
 //! | [`host`] | what does the host ask for, and was it answered rightly? |
 //! | [`setup`] | with which options do the nodes run? |
 //! | [`world`] | what happens next? |
 //! | [`check`] | is what must always hold still true? |
+//! | [`order`] | could the host have had this history? |
 //! | [`watch`] | did this one event break a rule? |
 //! | [`coverage`] | what did the run meet, and what never? |
 //! | [`trace`] | what happened, in words? |
@@ -23,8 +25,10 @@ pub mod coverage;
 pub mod disk;
 pub mod host;
 pub mod ledger;
+mod lent;
 pub mod net;
 pub mod node;
+pub mod order;
 pub mod replay;
 pub mod rng;
 pub mod setup;

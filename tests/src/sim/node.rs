@@ -16,6 +16,7 @@ use replication_core::units::{Buf, Errno, Sector, SectorRange, Span, Time};
 use super::coverage::{self, Family};
 use super::disk::{Cut, Disk, Kind, PAGE, PAGE_SECTORS, SECTOR, Trouble};
 use super::host::Host;
+use super::lent::Lent;
 use super::rng::{Rng, mix};
 use super::setup::NodeSetup;
 use super::sockets::Reader;
@@ -87,6 +88,8 @@ pub struct Node {
     stuck: Vec<u64>,
     next_job: u64,
     pub(crate) readers: BTreeMap<SockId, Reader>,
+    /// Memory that closed sockets may still be read from.
+    pub(crate) lent: BTreeMap<SockId, Lent>,
     /// The listening socket is open.
     pub is_listening: bool,
     /// When the next tick is wanted.
@@ -120,7 +123,7 @@ pub(crate) fn arena_range(buf: Buf, bytes: u64) -> std::ops::Range<usize> {
 /// Any odd number with many bits: multiplying by it loses nothing.
 const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
 
-fn sum(bytes: &[u8]) -> u64 {
+pub(crate) fn sum(bytes: &[u8]) -> u64 {
     let words = bytes.chunks(8).map(|part| {
         let mut word = [0; 8];
         word[..part.len()].copy_from_slice(part);
@@ -151,6 +154,7 @@ impl Node {
             stuck: Vec::new(),
             next_job: 0,
             readers: BTreeMap::new(),
+            lent: BTreeMap::new(),
             is_listening: false,
             tick_at: None,
             sizes: vec![0; volumes],
@@ -216,6 +220,7 @@ impl Node {
         self.resource = None;
         self.incarnation += 1;
         self.readers.clear();
+        self.lent.clear();
         self.is_listening = false;
         self.tick_at = None;
         self.replies.clear();

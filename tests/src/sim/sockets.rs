@@ -8,8 +8,9 @@ use replication_core::event::{Event, SockGone, SockId};
 use replication_core::units::{Buf, Span, VolumeNr};
 use replication_core::wire::{self, BodyPlan, Header, Packet};
 
+use super::lent::Lent;
 use super::net::Readable;
-use super::node::arena_range;
+use super::node::{arena_range, sum};
 use super::world::{Happening, World};
 
 /// The receiving side of a socket.
@@ -18,6 +19,7 @@ pub(crate) struct Reader {
     stream: u32,
     reading: Reading,
     sent: u64,
+    pub(crate) lent: Lent,
 }
 
 #[derive(Debug)]
@@ -47,7 +49,9 @@ impl World {
         let length = packet.payload_len();
         assert!((length > 0) == payload.is_some(), "payload memory fits the packet");
         if let Some(buf) = payload {
-            bytes.extend_from_slice(&node.arena[arena_range(buf, u64::from(length))]);
+            let payload = &node.arena[arena_range(buf, u64::from(length))];
+            reader.lent.add(number, buf, length, sum(payload));
+            bytes.extend_from_slice(payload);
         }
         if std::mem::take(&mut self.nodes[n].damages_header) {
             // A bit of the magic number: recognised by every version of the header.
@@ -67,13 +71,14 @@ impl World {
 
     /// The driver of a node takes a new socket into use.
     pub(crate) fn adopt(&mut self, n: usize, sock: SockId, stream: u32) {
-        let reader = Reader { stream, reading: Reading::Header, sent: 0 };
+        let reader = Reader { stream, reading: Reading::Header, sent: 0, lent: Lent::default() };
         self.nodes[n].readers.insert(sock, reader);
     }
 
     /// A socket ends, for the driver: exactly one event tells the core.
     pub(crate) fn sock_gone(&mut self, n: usize, sock: SockId, why: SockGone) {
         let Some(reader) = self.nodes[n].readers.remove(&sock) else { return };
+        self.nodes[n].lent.insert(sock, reader.lent);
         if let Reading::Payload { buf: Some(buf), .. } = reader.reading {
             let resource = self.nodes[n].resource.as_mut().expect("its sockets are open");
             resource.return_buffer(buf);

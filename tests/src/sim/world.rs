@@ -230,6 +230,7 @@ impl World {
             }
             Happening::Gone { node, incarnation, sock, why } => {
                 if self.lives(node, incarnation) {
+                    self.check_lent_of_gone(node, sock);
                     self.handle(node, Event::SockGone { sock, why });
                 }
             }
@@ -261,6 +262,7 @@ impl World {
                     && let Some((sock, upto)) = self.net.take_accepted(stream, end)
                     && self.nodes[end].resource.is_some()
                 {
+                    self.check_lent(end, sock, upto);
                     self.handle(end, Event::Sent { sock, upto });
                 }
             }
