@@ -211,7 +211,8 @@ impl World {
     }
 
     /// Whether a living node has the block marked.
-    pub(crate) fn is_marked(&self, n: usize, volume: usize, block: u64) -> bool {
+    #[must_use]
+    pub fn is_marked(&self, n: usize, volume: usize, block: u64) -> bool {
         let range = BlockRange { start: block, end: block + 1 };
         let resource = self.nodes[n].resource.as_ref();
         resource.is_some_and(|resource| resource.out_of_sync_in(ix(volume), range) > 0)
