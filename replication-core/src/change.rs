@@ -130,7 +130,12 @@ impl Resource {
         let had = matches!(old.pdsk, Disk::Inconsistent | Disk::Consistent | Disk::UpToDate);
         let has = matches!(new.pdsk, Disk::Inconsistent | Disk::Consistent | Disk::UpToDate);
         let is_bad = matches!(new.pdsk, Disk::Diskless | Disk::Failed | Disk::Outdated);
-        let lost = (had && !has) || (old.pdsk == Disk::DUnknown && is_bad);
+        // What an Inconsistent peer said of itself need not be durable there: it may come back in
+        // the common generation and call its data good.
+        let is_out_of_reach = old.conn >= Conn::Connected
+            && new.conn < Conn::Connected
+            && new.pdsk == Disk::Inconsistent;
+        let lost = (had && !has) || (old.pdsk == Disk::DUnknown && is_bad) || is_out_of_reach;
         let written = new.role == Role::Primary || new.peer == Role::Primary;
         let peer_writes_here =
             new.pdsk < Disk::Inconsistent && old.peer != Role::Primary && new.peer == Role::Primary;

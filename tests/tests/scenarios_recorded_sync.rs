@@ -2,15 +2,16 @@
 //!
 //! tests/README.md has the list.
 
+use replication_core::config::OnIoError;
 use replication_core::control::Command;
 use replication_core::event::{Event, HostOp};
 use replication_core::meta::{MetaFlags, Page, Superblock};
 use replication_core::state::{Conn, Disk};
-use replication_core::units::{Sector, SectorRange, Span, VolumeNr};
+use replication_core::units::{Errno, Sector, SectorRange, Span, VolumeNr};
 use replication_core::wire::{
     self, Agreed, BlockId, BlockRequest, CompressedBitmap, DataHeader, Packet,
 };
-use tests::sim::disk::Cut;
+use tests::sim::disk::{Cut, Fault, Kind, Trouble};
 use tests::sim::setup::{MIB, Setup};
 use tests::sim::{A, B, Load, World};
 
@@ -452,6 +453,31 @@ fn recorded_23_what_a_target_loses_is_marked_on_its_disk() {
         let there = only_there(&w);
         assert!(there.len() as u64 <= acknowledged, "step {step}: {there:?}");
         assert!(there.iter().all(|block| on_disk.covers(*block)), "step {step}: {there:?}");
+        w.restart(B);
+        w.wait_synced();
+        w.read_all(A, 0);
+    }
+}
+
+/// A peer that could not write says that it is Inconsistent, and loses its power before its own
+/// disk knows that: it comes back and calls its data good. The survivor begins a generation when
+/// it loses such a peer, and so does not believe it (GI-1, BM-5).
+#[test]
+fn recorded_23_a_peer_that_forgot_to_be_inconsistent_is_resynced() {
+    for step in 0..10 {
+        let setup = Setup::with(|s| s.disk(|disk| disk.on_io_error = OnIoError::PassOn));
+        let mut w = World::new(740 + step, setup);
+        w.start_synced();
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind: Kind::Write, range: None, times: Some(1), trouble };
+        w.nodes[B].backing[0].data.add_fault(fault);
+        w.submit(A, 0, HostOp::Write { fua: false }, area(40, 16)).expect("a slot is free");
+        let limit = Span::from_secs(5);
+        w.run_until("A knows", limit, |w| w.state(A, 0).pdsk == Disk::Inconsistent);
+        w.run_for(Span(step * 100_000));
+        w.power_cut(B, Cut::LoseAll);
+        wait_alone(&mut w, A);
+        w.drain(A);
         w.restart(B);
         w.wait_synced();
         w.read_all(A, 0);
