@@ -10,6 +10,7 @@
 //! acknowledged), ST-2, ST-3. Source: protocol notes, sections 6.4, 7 and 9.2.
 
 use crate::action::{Action, Level, Scope};
+use crate::mutant::Mutant;
 use crate::resource::Resource;
 use crate::state::{Conn, Disk, Role, Rules, State, log_line, peer_was_forced, sanitize};
 use crate::units::Sector;
@@ -160,7 +161,11 @@ impl Resource {
         let text = format!("new current UUID: {}", disk.uuids.current);
         let ix = volume.ix;
         self.log(Level::Info, Scope::Device(ix), text);
-        self.save_superblock_gated(at);
+        if self.mutant.is_on(Mutant::RotateLate) {
+            self.push_meta(at, MetaTask::Superblock);
+        } else {
+            self.save_superblock_gated(at);
+        }
     }
 
     /// Writes the superblock; until it is durable no data write is submitted or acknowledged.

@@ -21,6 +21,7 @@ use arrayvec::ArrayVec;
 use crate::action::{Action, Level, Scope};
 use crate::event::{DialId, SockGone, SockId};
 use crate::limits;
+use crate::mutant::Mutant;
 use crate::resource::Resource;
 use crate::slab::Key;
 use crate::state::Conn;
@@ -644,7 +645,7 @@ impl Resource {
             return;
         }
         self.fail_remote_reads();
-        if !self.peer_requests.is_empty() {
+        if !self.peer_requests.is_empty() && !self.mutant.is_on(Mutant::AnswerOldConnection) {
             return;
         }
         // An attempt still under way is stale: its socket will be closed.

@@ -19,6 +19,7 @@ use crate::event::{OpId, VolumeIx};
 use crate::gi::Uuid;
 use crate::meta::al_journal::{block_index, encode_initialised, encode_transaction};
 use crate::meta::{Magic, MetaFlags, Page};
+use crate::mutant::Mutant;
 use crate::resource::{Op, Resource};
 use crate::state::{Conn, Disk, Role, State};
 use crate::units::{BlockRange, Errno, SectorRange};
@@ -88,9 +89,10 @@ impl Resource {
         if disk.stage != Stage::Attached || state.disk < Disk::Inconsistent {
             return;
         }
+        let hides_role = self.mutant.is_on(Mutant::ForgetPrimaryFlag);
         let flags = flags_of(&state, disk);
+        let flags = flags.with(MetaFlags::PRIMARY_IND, !hides_role && is_role(flags));
         if flags != disk.superblock.flags {
-            let is_role = |f: MetaFlags| f.contains(MetaFlags::PRIMARY_IND);
             let becomes_primary = is_role(flags) && !is_role(disk.superblock.flags);
             let loses_trust = !flags.contains(MetaFlags::CONSISTENT)
                 && disk.superblock.flags.contains(MetaFlags::CONSISTENT);
@@ -128,7 +130,8 @@ impl Resource {
                     // Never two writes of one page at once (AL-3).
                     return;
                 }
-                if task == MetaTask::Bitmap && disk.cleared_unflushed {
+                let skips_flush = self.mutant.is_on(Mutant::SaveBitmapWithoutFlush);
+                if task == MetaTask::Bitmap && disk.cleared_unflushed && !skips_flush {
                     disk.meta.tasks.push_front(MetaTask::FlushData);
                     continue;
                 }
@@ -360,12 +363,14 @@ impl Resource {
         }
         let Some(transaction) = disk.log.begin_transaction() else { return };
         self.again = true;
-        let evicts = !transaction.evicted.is_empty();
+        let without_bitmap = self.mutant.is_on(Mutant::EvictWithoutBitmap);
+        let without_flush = self.mutant.is_on(Mutant::EvictWithoutFlush);
+        let evicts = !transaction.evicted.is_empty() && !without_bitmap;
         let of = |extent| disk.bitmap.page_of_extent(extent);
         let mut numbers: Vec<u64> = transaction.evicted.iter().copied().map(of).collect();
         numbers.sort_unstable();
         numbers.dedup();
-        numbers.retain(|nr| disk.bitmap.is_dirty(*nr));
+        numbers.retain(|nr| disk.bitmap.is_dirty(*nr) && !without_bitmap);
         let pages = numbers.into_iter().map(|nr| (nr, self.bitmap_image(at, nr))).collect();
         let disk = self.volumes[at].disk.as_mut().expect("its log is being written");
         disk.log_write = LogWrite::Evicting {
@@ -373,7 +378,9 @@ impl Resource {
             in_flight: u32::from(evicts),
             pages,
         };
-        if evicts {
+        if evicts && without_flush {
+            self.on_log_part_done(ix, Ok(()));
+        } else if evicts {
             let id = self.new_op(Op::LogFlush(ix));
             let op = DiskOp::Flush;
             self.out.push(Action::Disk { id, volume: ix, op, range: EMPTY, buf: None });
@@ -448,6 +455,11 @@ impl Resource {
         let disk = self.volumes.get(volume.at()).and_then(|v| v.disk.as_ref());
         disk.map_or(0, |disk| disk.bitmap.count_in(range))
     }
+}
+
+/// Whether the activity log counts after a crash.
+fn is_role(flags: MetaFlags) -> bool {
+    flags.contains(MetaFlags::PRIMARY_IND)
 }
 
 /// The superblock flags that follow from a state (metadata notes 2.1).

@@ -33,6 +33,10 @@ pub mod handshake;
 pub mod interval;
 pub mod limits;
 pub mod meta;
+#[cfg(feature = "mutants")]
+pub mod mutant;
+#[cfg(not(feature = "mutants"))]
+mod mutant;
 mod parameters;
 mod peer_request;
 mod receive;

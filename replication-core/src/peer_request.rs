@@ -16,6 +16,7 @@ use crate::connect::{Hold, Then};
 use crate::epoch::{EpochId, VolumeSet};
 use crate::event::VolumeIx;
 use crate::limits;
+use crate::mutant::Mutant;
 use crate::resource::{Op, Resource};
 use crate::slab::Key;
 use crate::state::{Conn, Disk, Role};
@@ -385,8 +386,12 @@ impl Resource {
         if let Kind::Write { epoch, .. } = request.kind
             && !request.orphan
             && !self.epochs.may_submit(epoch)
+            && !self.mutant.is_on(Mutant::IgnoreEpochs)
         {
             return true;
+        }
+        if self.mutant.is_on(Mutant::IgnoreConflicts) {
+            return false;
         }
         if request.kind != Kind::Read && volume.host_writes.first_overlap(range).is_some() {
             return true;
@@ -564,6 +569,9 @@ impl Resource {
         };
         let buf = self.peer_requests.get_mut(key).and_then(|r| r.buf.take());
         let buf = buf.expect("a read has memory");
+        if request.kind == Kind::SourceRead && self.mutant.is_on(Mutant::ClearOnSend) {
+            self.volumes[at].set_in_sync(request.range);
+        }
         let volume = &mut self.volumes[at];
         volume.counters.sent_sectors += request.range.sectors();
         let nr = volume.config.nr;
@@ -650,7 +658,7 @@ impl Resource {
         let keys: Vec<Key> = self.peer_requests.keys().collect();
         for key in keys {
             let request = self.peer_requests.get_mut(key).expect("it was just seen");
-            request.orphan = true;
+            request.orphan = !self.mutant.is_on(Mutant::AnswerOldConnection);
             match request.step {
                 Step::Flushing | Step::Running => {}
                 Step::Waiting | Step::Asked => {

@@ -16,6 +16,7 @@ use crate::activity_log::Acquire;
 use crate::connect::{Hold, Then};
 use crate::event::{HostOp, HostRequest, HostTag, VolumeIx};
 use crate::limits;
+use crate::mutant::Mutant;
 use crate::resource::{Op, Resource};
 use crate::slab::Key;
 use crate::state::{Conn, Disk, OnNoData, Role};
@@ -217,13 +218,15 @@ impl Resource {
         let marks_hold =
             matches!(state.conn, Conn::Connected | Conn::SyncTarget | Conn::PausedSyncT)
                 && volume.host_writes.first_overlap(range).is_none();
+        let reads_marked = self.mutant.is_on(Mutant::ReadMarkedBlocks);
         let local = !tried_here
             && volume.usable_disk().is_some_and(|disk| {
                 // RD-2: on an Inconsistent disk only blocks that are not marked are good.
+                let is_marked = disk.bitmap.is_any_set(range.blocks_outward());
                 let partly = state.disk == Disk::Inconsistent
                     && state.pdsk == Disk::UpToDate
                     && marks_hold
-                    && !disk.bitmap.is_any_set(range.blocks_outward());
+                    && (!is_marked || reads_marked);
                 is_good || partly
             });
         if local {
@@ -383,6 +386,7 @@ impl Resource {
         }
         match result {
             Acquire::Hot => Try::Started,
+            Acquire::Pending if self.mutant.is_on(Mutant::SkipActivityLogWait) => Try::Started,
             Acquire::Pending => {
                 self.again = true;
                 Try::Wait

@@ -20,6 +20,7 @@ use crate::epoch::{EpochId, Ordering, ReceiveEpochs, Step};
 use crate::event::{Event, OpId, SockId, VolumeIx};
 use crate::limits;
 use crate::meta::Page;
+use crate::mutant::{Chosen, Mutant};
 use crate::peer_request::PeerRequest;
 use crate::request::Request;
 use crate::slab::{Key, Slab};
@@ -151,6 +152,8 @@ pub struct Resource {
     pub(crate) arrivals: u64,
     /// The transfer of the bitmap of `link.bitmap_volume`.
     pub(crate) bitmap_sender: Option<BitmapSender>,
+    /// The rule that this resource breaks, in tests of the checkers.
+    pub(crate) mutant: Chosen,
 }
 
 impl std::fmt::Debug for Resource {
@@ -245,9 +248,25 @@ impl Resource {
             flushes: Vec::with_capacity(slots),
             arrivals: 0,
             bitmap_sender: None,
+            mutant: Chosen::default(),
             config,
             memory,
         })
+    }
+
+    /// A resource that breaks one rule, to show that a checker notices.
+    ///
+    /// # Errors
+    /// The configuration cannot be run.
+    #[cfg(feature = "mutants")]
+    pub fn new_mutant(
+        config: ResourceConfig,
+        memory: Memory,
+        entropy: Box<dyn Entropy>,
+        mutant: Mutant,
+    ) -> Result<Self, ConfigError> {
+        let resource = Self::new(config, memory, entropy)?;
+        Ok(Self { mutant: Chosen::new(mutant), ..resource })
     }
 
     /// Takes an event in; what is to be done because of it is appended to `out`.
@@ -460,6 +479,10 @@ impl Resource {
     fn run_epochs(&mut self) {
         while let Some(step) = self.epochs.next_step() {
             match step {
+                Step::Flush(volumes) if self.mutant.is_on(Mutant::SkipEpochFlush) => {
+                    let epoch = self.epochs.oldest();
+                    volumes.iter().for_each(|_| self.epochs.flushed(epoch));
+                }
                 Step::Flush(volumes) => self.flush_epoch(volumes),
                 Step::Acknowledge { barrier, writes } => {
                     let packet = Packet::BarrierAck { barrier, set_size: writes };

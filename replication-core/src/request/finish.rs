@@ -4,6 +4,7 @@ use super::{AckKind, Local, Net, Progress, Request};
 use crate::config::OnIoError;
 use crate::connect::Then;
 use crate::event::HostOp;
+use crate::mutant::Mutant;
 use crate::resource::Resource;
 use crate::slab::Key;
 use crate::state::{Conn, Disk, OnNoData, Role};
@@ -16,7 +17,8 @@ impl Resource {
     pub(crate) fn on_request_sent(&mut self, key: Key) {
         let Some(request) = self.requests.get_mut(key) else { return };
         request.sending = false;
-        let is_a = request.protocol == ReplicationProtocol::A;
+        let is_a = request.protocol == ReplicationProtocol::A
+            || self.mutant.is_on(Mutant::AcknowledgeEarly);
         if is_a && request.net == Net::Pending && request.is_write() {
             request.net = Net::Ok;
         }
@@ -28,6 +30,8 @@ impl Resource {
         let at = request.volume.at();
         let op = request.op;
         let range = request.range;
+        let ignores = op == HostOp::Flush && self.mutant.is_on(Mutant::IgnoreFailedFlush);
+        let result = if ignores { Ok(()) } else { result };
         request.local = if result.is_ok() { Local::Ok } else { Local::Failed };
         self.volumes[at].counters.lower_pending -= 1;
         if request.local == Local::Failed && request.in_transfer_log && request.is_write() {
@@ -162,7 +166,9 @@ impl Resource {
                 if request.net == Net::Pending {
                     request.net = Net::Failed;
                 }
-                self.volumes[at].set_out_of_sync(range);
+                if !self.mutant.is_on(Mutant::IgnoreNegAck) {
+                    self.volumes[at].set_out_of_sync(range);
+                }
             }
         }
         self.try_finish(key);
@@ -221,7 +227,9 @@ impl Resource {
             if request.net == Net::Pending {
                 request.net = Net::Failed;
             }
-            self.volumes[at].set_out_of_sync(range);
+            if !self.mutant.is_on(Mutant::ForgetUnconfirmed) {
+                self.volumes[at].set_out_of_sync(range);
+            }
             self.leave_transfer_log(key);
         }
         self.scratch = lost;
@@ -271,7 +279,7 @@ impl Resource {
         let busy = request.progress != Progress::Running
             || request.local == Local::Busy
             || request.net == Net::Pending
-            || request.sending;
+            || (request.sending && !self.mutant.is_on(Mutant::ReturnMemoryEarly));
         if busy {
             return;
         }
@@ -401,7 +409,8 @@ impl Resource {
         let at = request.volume.at();
         if request.is_write() {
             self.volumes[at].host_writes.remove(request.range, key);
-            if request.in_transfer_log && request.epoch == self.transfer_log.current() {
+            let is_open = request.in_transfer_log && request.epoch == self.transfer_log.current();
+            if is_open && !self.mutant.is_on(Mutant::DropBarrier) {
                 // ORD-1: what the host submits after this belongs to a later epoch.
                 self.close_epoch();
             }
@@ -411,6 +420,8 @@ impl Resource {
         self.again = true;
         if !request.in_transfer_log {
             self.forget(key, &request);
+        } else if request.in_al && self.mutant.is_on(Mutant::ReleaseLogAtAnswer) {
+            self.release_log(at, key, &request);
         }
     }
 

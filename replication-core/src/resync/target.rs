@@ -11,6 +11,7 @@
 use crate::action::{Action, DiskOp};
 use crate::config::RateConfig;
 use crate::limits;
+use crate::mutant::Mutant;
 use crate::resource::Resource;
 use crate::resync::rate::{RateController, TICK};
 use crate::state::{Conn, Disk, Role, State};
@@ -279,10 +280,11 @@ impl Resource {
     fn check_target_end(&mut self, at: usize) {
         let volume = &mut self.volumes[at];
         let Some(disk) = volume.disk.as_ref() else { return };
-        let is_done = disk.bitmap.count() <= disk.failed_blocks;
+        let is_hasty = self.mutant.is_on(Mutant::FinishBeforeLastBlock);
+        let is_done = disk.bitmap.count() <= disk.failed_blocks + u64::from(is_hasty) * 16;
         let Some(resync) = volume.resync.as_mut() else { return };
         let in_flight = resync.rate.as_ref().is_some_and(|rate| rate.in_flight() > 0);
-        if !is_done || in_flight || resync.ending != Ending::No {
+        if !is_done || (in_flight && !is_hasty) || resync.ending != Ending::No {
             return;
         }
         resync.ending = Ending::Flushing;
@@ -336,7 +338,8 @@ impl Resource {
         let is_primary = state.role == Role::Primary;
         let Some(disk) = volume.disk.as_mut() else { return };
         let failed = disk.failures_left();
-        if disk.bitmap.count() > failed {
+        let is_hasty = self.mutant.is_on(Mutant::FinishBeforeLastBlock);
+        if disk.bitmap.count() > failed && !is_hasty {
             // Something was marked meanwhile: go on.
             if let Some(resync) = volume.resync.as_mut() {
                 resync.ending = Ending::No;
@@ -345,7 +348,7 @@ impl Resource {
             return;
         }
         let Some(peer) = volume.peer_uuids.as_mut() else { return };
-        if failed == 0 {
+        if failed == 0 && !self.mutant.is_on(Mutant::KeepOldGeneration) {
             disk.uuids.sync_finish_target(&peer.uuids, is_primary);
             peer.uuids = disk.uuids;
         }

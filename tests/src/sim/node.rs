@@ -212,7 +212,14 @@ impl Node {
         };
         let entropy = Box::new(self.rng.split());
         let config = self.setup.config.clone();
-        self.resource = Some(Resource::new(config, memory, entropy).expect("a valid setup"));
+        #[cfg(feature = "mutants")]
+        let resource = match self.setup.mutant {
+            Some(mutant) => Resource::new_mutant(config, memory, entropy, mutant),
+            None => Resource::new(config, memory, entropy),
+        };
+        #[cfg(not(feature = "mutants"))]
+        let resource = Resource::new(config, memory, entropy);
+        self.resource = Some(resource.expect("a valid setup"));
     }
 
     /// Ends the process from outside: what the driver held is gone.

@@ -35,6 +35,9 @@ pub struct NodeSetup {
     pub pool_pages: u32,
     /// Least and most time of a disk operation.
     pub disk_time: (Span, Span),
+    /// The rule that its core breaks.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<replication_core::mutant::Mutant>,
 }
 
 /// Both nodes and the network.
@@ -78,6 +81,8 @@ fn node(_own: &str, peer: &str, keeps_own_dial: bool) -> NodeSetup {
         slot_pages: 32,
         pool_pages: 1024,
         disk_time: (Span(20_000), Span(800_000)),
+        #[cfg(feature = "mutants")]
+        mutant: None,
     }
 }
 

@@ -1,0 +1,86 @@
+//! Deliberate faults, to show that the checkers of the simulator see them.
+//!
+//! A checker that was never seen failing proves nothing. Each [`Mutant`] breaks one rule of the
+//! core in one place, and a test finds the checker that notices. Only with the feature `mutants`
+//! can a mutant be chosen, once for the life of a resource and through its constructor; without
+//! the feature [`Chosen`] is empty, [`Chosen::is_on`] is the constant `false`, and nothing of the
+//! mutants is left in the program.
+
+/// A fault in the core. The names say what the core does instead of keeping the rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(feature = "mutants"),
+    allow(unreachable_pub, reason = "public, as its module is, only with the feature")
+)]
+pub enum Mutant {
+    /// AL-2: data is written while its activity-log transaction is still under way.
+    SkipActivityLogWait,
+    /// ACK-C: success is reported once the packet was sent, as if protocol A were configured.
+    AcknowledgeEarly,
+    /// ORD-1: the epoch stays open when the host has its answer.
+    DropBarrier,
+    /// ORD-2: a write of a later epoch does not wait for the earlier ones.
+    IgnoreEpochs,
+    /// DUR-3: a barrier is acknowledged without the flush.
+    SkipEpochFlush,
+    /// BM-3: the source clears a block when it has sent it.
+    ClearOnSend,
+    /// GI-1: writes are acknowledged while the new generation is on its way to the disk.
+    RotateLate,
+    /// ORD-7: what a lost connection had asked for is answered on the next one.
+    AnswerOldConnection,
+    /// DUR-4: a failed flush counts as done.
+    IgnoreFailedFlush,
+    /// AL-3: extents leave the activity log although their bits are not durable.
+    EvictWithoutBitmap,
+    /// AL-3: extents leave the activity log although their data is not durable.
+    EvictWithoutFlush,
+    /// RS-4: the resync ends with a block left.
+    FinishBeforeLastBlock,
+    /// BM-5: a neg-ack marks nothing.
+    IgnoreNegAck,
+    /// AL-7: the activity log forgets a write when the host has its answer.
+    ReleaseLogAtAnswer,
+    /// BM-1: cleared bits go to the disk before the data that they stand for.
+    SaveBitmapWithoutFlush,
+    /// ACK-1: what the lost peer had not confirmed is not marked.
+    ForgetUnconfirmed,
+    /// RD-2: a node whose disk is Inconsistent reads marked blocks from it.
+    ReadMarkedBlocks,
+    /// ORD-6: the host gets its memory back while a packet still needs it.
+    ReturnMemoryEarly,
+    /// AL-10: the superblock does not say that the node is Primary.
+    ForgetPrimaryFlag,
+    /// RS-2: what the peer and resync write does not wait for writes on the same blocks.
+    IgnoreConflicts,
+    /// GI-8: the target is UpToDate in the generation that it had before.
+    KeepOldGeneration,
+}
+
+/// The mutant that a resource runs with, if any.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Chosen {
+    #[cfg(feature = "mutants")]
+    mutant: Option<Mutant>,
+}
+
+#[cfg(feature = "mutants")]
+impl Chosen {
+    pub(crate) const fn new(mutant: Mutant) -> Self {
+        Self { mutant: Some(mutant) }
+    }
+
+    /// Whether the core breaks this rule.
+    pub(crate) fn is_on(self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+}
+
+#[cfg(not(feature = "mutants"))]
+impl Chosen {
+    /// Whether the core breaks this rule: never.
+    #[allow(clippy::unused_self, reason = "the same call with and without the feature")]
+    pub(crate) const fn is_on(self, _mutant: Mutant) -> bool {
+        false
+    }
+}
