@@ -4,6 +4,7 @@ use replication_core::control::Command;
 use replication_core::event::HostOp;
 use replication_core::state::{Conn, Disk, Role};
 use replication_core::units::{Errno, SectorRange, Span, VolumeNr};
+use replication_core::wire::ReplicationProtocol;
 use tests::sim::setup::Setup;
 use tests::sim::{A, B, World};
 
@@ -193,4 +194,23 @@ fn a_resize_cut_short_holds_nothing_back() {
         w.must(A, Command::Connect { discard_my_data: false });
         w.wait_synced();
     }
+}
+
+/// A Primary that is taken down by force while the peer has not confirmed everything ends like one
+/// that crashed: what is marked on its disk is copied when it is back (ACK-1, AL-10). It ended
+/// cleanly, in the same generation as its peer, and the marks were not looked at again.
+#[test]
+fn a_forced_down_with_unconfirmed_writes_is_no_clean_end() {
+    let setup = Setup::with(|s| s.protocol(ReplicationProtocol::A));
+    let mut w = World::new(704, setup);
+    w.start_synced();
+    w.write(A, 0, 0, 8);
+    w.settle();
+    w.cut();
+    w.write(A, 0, 64, 8);
+    w.must(A, Command::Down { holder: None, force: true });
+    w.heal();
+    w.restart(A);
+    w.wait_synced();
+    assert!(w.differing[0].is_empty(), "{:?}", w.differing[0]);
 }

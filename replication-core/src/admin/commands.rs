@@ -486,12 +486,14 @@ impl Resource {
             }
             Phase::Asked => {
                 let idle = (0..self.volumes.len()).all(|at| self.is_host_idle(at));
-                if !force && (!idle || !self.transfer_log.is_empty()) {
+                // Otherwise this end is that of a node that crashed (AL-10).
+                let is_clean = idle && self.transfer_log.is_empty();
+                if !force && !is_clean {
                     return Outcome::Wait;
                 }
                 for at in 0..self.volumes.len() {
                     let state = self.volumes[at].state;
-                    if idle && state.role == Role::Primary {
+                    if is_clean && state.role == Role::Primary {
                         self.save_bitmap(at);
                         self.set_state(at, State { role: Role::Secondary, ..state }, "down");
                     }
