@@ -274,6 +274,8 @@ impl Run {
         self.w.disk_failed(n, volume);
         self.w.stale[n][volume] = true;
         self.w.note(n, &format!("=== a write lands on the superblock of volume {volume}"));
+        // What else would trouble the disk must not meet the attach that follows.
+        self.heal_disks();
         self.w.kill(n);
         self.w.misdirect_onto_superblock(n, volume);
         self.w.boot(n);
