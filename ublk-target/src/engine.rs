@@ -94,6 +94,12 @@ impl Shared {
         Time(u64::try_from(nanos).expect("584 years have not passed"))
     }
 
+    /// Lets time pass.
+    #[cfg(test)]
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.origin = self.origin.checked_sub(time).expect("the system runs for longer");
+    }
+
     /// Lets the core know. What it wants done is carried out later in the same turn.
     pub fn tell(&mut self, event: Event<'_>) {
         let now = self.now();

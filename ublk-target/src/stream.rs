@@ -210,6 +210,14 @@ impl Stream {
         self.queue.len() > 1
     }
 
+    /// Ends the send operation under way: it comes back with what was sent until now, or, if that
+    /// is nothing, as cancelled.
+    pub fn interrupt_send(&mut self, ring: &mut Ring) {
+        if let Some(key) = self.sending {
+            ring.cancel(key);
+        }
+    }
+
     /// Starts to send what is queued, unless that is under way.
     pub fn start_send(&mut self, ring: &mut Ring) {
         let at_once = match self.phase {

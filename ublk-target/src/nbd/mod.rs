@@ -1,10 +1,11 @@
 //! The NBD server: exports for hosts without ublk, virtual machines and tests.
 //!
 //! Responsible for: its listening socket, clients, and the request slots of the volumes, which all
-//! clients of a volume share: none gets more than three times what it leaves free. A write's payload is received into the slot's buffer and a read's
-//! reply is sent from it, so a slot is free only when its reply was sent. Without a free slot, or
-//! with replies piling up, a client is not read from; one that takes no reply for a time is sent
-//! away. Not responsible for: what a request does.
+//! clients of a volume share: none gets more than three times what it leaves free. A write's payload
+//! is received into the slot's buffer and a read's reply is sent from it, so a slot is free only
+//! when its reply was sent. Without a free slot, or with replies piling up, a client is not read
+//! from; one that stalls while it holds slots is sent away. Not responsible for: what a request
+//! does.
 //!
 //! A request that cannot be served is answered; bytes that are no request end the connection of
 //! that client alone. Requests of a client that went away are carried out all the same.
@@ -36,8 +37,9 @@ use crate::stream::{Received, SendEnd, Stream, StreamId};
 
 /// Clients at the same time.
 const CLIENTS_MAX: usize = 16;
-/// A client that does not take a batch of replies within this time is not coming back to it.
-const SEND_LIMIT: Span = Span::from_secs(60);
+/// A client that takes nothing of a reply, or sends nothing of a payload, for this long is not
+/// coming back to it.
+const STALL_LIMIT: Span = Span::from_secs(60);
 /// Pause before another attempt to accept.
 const ACCEPT_RETRY: Span = Span::from_secs(1);
 
@@ -71,8 +73,10 @@ struct Client {
     phase: Phase,
     /// Slots that hold a request or a reply of this client.
     slots: usize,
-    /// Since when the batch of replies that is under way has been.
+    /// Since when the replies under way were not looked after.
     sending_since: Option<Time>,
+    /// Since when nothing came of the payload that is waited for.
+    payload_since: Option<Time>,
     closed: bool,
 }
 
@@ -94,10 +98,10 @@ pub struct Server {
 }
 
 impl Client {
-    /// When it is given up.
-    fn send_deadline(&self) -> Option<Time> {
-        let since = self.sending_since.filter(|_| !self.closed);
-        since.map(|since| since + SEND_LIMIT)
+    /// When it has stalled.
+    fn deadline(&self) -> Option<Time> {
+        let since = [self.sending_since, self.payload_since].into_iter().flatten().min();
+        since.filter(|_| !self.closed).map(|since| since + STALL_LIMIT)
     }
 }
 
@@ -182,8 +186,8 @@ impl Server {
     /// When [`Server::pump`] may find something to do that no completion announces.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        let sending = self.clients.iter().filter_map(Client::send_deadline);
-        sending.chain(self.accept_at).min()
+        let stalled = self.clients.iter().filter_map(Client::deadline);
+        stalled.chain(self.accept_at).min()
     }
 
     fn add_client(&mut self, shared: &mut Shared, fd: Fd) {
@@ -210,6 +214,7 @@ impl Server {
             phase,
             slots: 0,
             sending_since: None,
+            payload_since: None,
             closed: false,
         });
     }
@@ -217,6 +222,7 @@ impl Server {
     /// Bytes came in, or the client went away.
     pub fn on_received(&mut self, shared: &mut Shared, id: u64, completion: Completion) {
         let client = self.client(id);
+        client.payload_since = None;
         match client.stream.on_received(completion) {
             Received::Bytes { bulk } => match &mut client.phase {
                 Phase::Requests { stage: Stage::Payload { direct, .. }, .. } => direct.have += bulk,
@@ -237,7 +243,12 @@ impl Server {
         client.sending_since = None;
         match client.stream.on_sent(completion, &mut marks) {
             SendEnd::Whole | SendEnd::Part => {}
-            SendEnd::Failed(_) => close(client, &mut shared.ring),
+            SendEnd::Failed(errno) => {
+                if !client.closed {
+                    tracing::info!("NBD client {id} does not take its replies: {errno}");
+                }
+                close(client, &mut shared.ring);
+            }
         }
         client.stream.continue_close(&mut shared.ring);
         client.slots -= marks.len();
@@ -307,7 +318,7 @@ impl Server {
         if self.accept_at.is_some_and(|at| at <= now) && !self.stopping {
             self.accept(shared);
         }
-        self.close_stuck(&mut shared.ring, now);
+        self.tend_stalled(&mut shared.ring, now);
         let mut progress = false;
         let mut index = 0;
         while index < self.clients.len() {
@@ -329,10 +340,18 @@ impl Server {
         }
     }
 
-    fn close_stuck(&mut self, ring: &mut Ring, now: Time) {
-        for client in &mut self.clients {
-            if client.send_deadline().is_some_and(|at| at <= now) {
-                tracing::warn!("NBD client {} takes no replies; connection closed", client.id);
+    /// Sends away who holds slots and makes no progress. How far a send has come only shows at its
+    /// end, so one that takes long is interrupted: what it has sent until then is progress, and it
+    /// fails if that is nothing.
+    fn tend_stalled(&mut self, ring: &mut Ring, now: Time) {
+        let is_over = |since: Option<Time>| since.is_some_and(|since| since + STALL_LIMIT <= now);
+        for client in self.clients.iter_mut().filter(|client| !client.closed) {
+            if is_over(client.sending_since) {
+                client.sending_since = Some(now);
+                client.stream.interrupt_send(ring);
+            }
+            if is_over(client.payload_since) {
+                tracing::warn!("NBD client {}: the rest of a write does not come", client.id);
                 close(client, ring);
             }
         }
@@ -500,6 +519,7 @@ impl Server {
         direct.have += client.stream.take_bulk(*direct, &shared.ring);
         if direct.missing() > 0 {
             client.stream.start_receive(&mut shared.ring, Some(*direct));
+            client.payload_since = Some(shared.now());
             return false;
         }
         let (volume, tag) = (*volume, *tag);
@@ -547,31 +567,4 @@ fn unpack(mark: u64) -> (VolumeIx, HostTag) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::net::UnixStream;
-
-    use super::*;
-
-    /// A client has a minute for each batch of replies, then it is sent away.
-    #[test]
-    fn a_client_that_takes_no_replies_is_sent_away() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = crate::settings::tests::config(dir.path());
-        let mut shared = Shared::new(&config).unwrap();
-        let address = NbdAddress::Unix(dir.path().join("nbd").to_str().unwrap().to_owned());
-        let (resource, ring) = (&config.resource, &mut shared.ring);
-        let mut server = Server::new(&address, resource, 4, 4096, Arc::default(), ring).unwrap();
-        let (near, _far) = UnixStream::pair().unwrap();
-        server.add_client(&mut shared, Rc::new(near.into()));
-        assert_eq!(server.next_deadline(), None);
-        let began = Time(5);
-        server.flush(&mut shared.ring, began);
-        server.flush(&mut shared.ring, began + Span(1));
-        assert_eq!(server.next_deadline(), Some(began + SEND_LIMIT));
-        server.close_stuck(&mut shared.ring, began + Span(SEND_LIMIT.0 - 1));
-        assert!(!server.clients[0].closed);
-        server.close_stuck(&mut shared.ring, began + SEND_LIMIT);
-        assert!(server.clients[0].closed);
-        assert_eq!(server.next_deadline(), None);
-    }
-}
+mod tests;

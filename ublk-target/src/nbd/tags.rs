@@ -132,6 +132,11 @@ impl Tags {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_busy(&self, tag: HostTag) -> bool {
+        matches!(self.tags[usize::from(tag.0)], Tag::Busy(_))
+    }
+
     pub(super) fn release(&mut self, tag: HostTag) {
         self.set(tag, Tag::Free);
         self.free.push(tag);
