@@ -129,15 +129,15 @@ impl Uuids {
     }
 
     /// Starts a new generation: the bitmap counts from the one that ends here. What the bitmap
-    /// slot held is overwritten, so the caller asks for this only when that slot is empty or of
-    /// no use any more.
+    /// slot held goes into the history, so that a peer with that generation is still recognised
+    /// as older, at the price of a full resync (GI-2).
     pub fn rotate_new_current(&mut self, random: u64, primary: bool) {
         let mut next = Uuid::from_random(random);
         if self.contains(next) {
             // Never reuse an identifier (GI-9), even with a broken source of randomness.
             next = Uuid::from_random(random.rotate_left(17).wrapping_add(self.current.0 | 2));
         }
-        self.bitmap = self.current;
+        self.set_bitmap_rotating(self.current);
         self.current = next.with_role_bit(primary);
         assert!(!self.current.same(Uuid::ZERO), "a generation has an identifier");
         assert!(!self.current.same(Uuid::FRESH), "a new generation is not fresh metadata");
@@ -210,7 +210,6 @@ impl Uuids {
     /// The operator declares both fresh disks to be equal, on this node: the identifiers to
     /// announce. [`Uuids::drop_bitmap`] follows once they are sent.
     pub fn skip_initial_sync(&mut self, random: u64, primary: bool) {
-        self.set_bitmap_rotating(Uuid::ZERO);
         self.rotate_new_current(random, primary);
     }
 
@@ -322,6 +321,8 @@ mod tests {
         assert_eq!(uuids.slots(), [21, 8, 10, 6]);
         uuids.set_role(false);
         assert_eq!(uuids.slots(), [20, 8, 10, 6]);
+        uuids.rotate_new_current(30, false);
+        assert_eq!(uuids.slots(), [30, 20, 8, 10]);
     }
 
     #[test]
