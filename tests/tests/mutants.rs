@@ -91,7 +91,7 @@ noticed! {
     forget_unconfirmed: ForgetUnconfirmed, SECONDARY_DIES, ["BM-1"];
     read_marked_blocks: ReadMarkedBlocks, PRIMARY_IS_TARGET, ["RD-1"];
     return_memory_early: ReturnMemoryEarly, LINK_IS_CUT, ["ORD-6"];
-    forget_primary_flag: ForgetPrimaryFlag, PRIMARY_DIES, ["AL-10", "BM-2"];
+    forget_primary_flag: ForgetPrimaryFlag, PRIMARY_DIES, ["AL-2", "AL-10", "BM-2"];
     ignore_conflicts: IgnoreConflicts, RECONNECT_UNDER_LOAD, ["ORD-5"];
     keep_old_generation: KeepOldGeneration, RESYNC_BREAKS, ["GI-8"];
 }
