@@ -504,6 +504,9 @@ impl Resource {
                     let state = self.volumes[at].state;
                     self.send_state(at, state);
                 }
+                if let Some(Ok(decision)) = decision {
+                    self.correct_own_uuids(at, &decision);
+                }
                 self.start_grow_sync(at);
             }
             Conclusion::Failed(failure) => self.fail_handshake(failure),
@@ -577,9 +580,6 @@ impl Resource {
             self.log(Level::Error, Scope::PeerDevice(ix), text);
         }
         let volume = &mut self.volumes[at];
-        if let (Some(own), Some(disk)) = (decision.comparison.own_correction, &mut volume.disk) {
-            disk.uuids = own;
-        }
         if let (Some(corrected), Some(peer)) =
             (decision.comparison.peer_correction, &mut volume.peer_uuids)
         {
@@ -591,7 +591,14 @@ impl Resource {
                 disk.bitmap.set_all();
             }
         }
-        if decision.comparison.own_correction.is_some() {
+    }
+
+    /// Takes over what the comparison has learned about lost messages. What was announced before
+    /// is what was compared here: a peer that is told only now compares the same (GI-3).
+    fn correct_own_uuids(&mut self, at: usize, decision: &SyncDecision) {
+        let disk = self.volumes[at].disk.as_mut();
+        if let (Some(own), Some(disk)) = (decision.comparison.own_correction, disk) {
+            disk.uuids = own;
             self.push_meta(at, MetaTask::Superblock);
         }
     }

@@ -148,6 +148,34 @@ fn an_attach_that_loses_its_peer_serves_no_old_data() {
     assert!(refused > 0, "the peer was lost in time at least once");
 }
 
+/// The source has missed the end of a resync, and its peer comes back without its disk and attaches
+/// it then: both compare the same identifiers (GI-3). The source announced the corrected ones, and
+/// waited for a bitmap for ever while its peer took both for equal.
+#[test]
+fn an_attach_after_a_missed_end_is_judged_alike() {
+    let mut w = World::new(709, Setup::default());
+    w.start_synced();
+    w.cut();
+    wait_alone(&mut w, A);
+    wait_alone(&mut w, B);
+    w.write(A, 0, 0, 64);
+    w.settle();
+    w.heal();
+    w.run_until("the resync runs", Span::from_secs(60), |w| w.conn(B) == Conn::SyncTarget);
+    let limit = Span::from_secs(60);
+    w.run_until("the target is done", limit, |w| w.state(B, 0).disk == Disk::UpToDate);
+    w.cut();
+    wait_alone(&mut w, A);
+    wait_alone(&mut w, B);
+    w.disk_failed(B, 0);
+    w.must(B, Command::Detach { volume: None, force: false });
+    w.heal();
+    w.wait_connected();
+    w.must(B, Command::Attach(None));
+    w.wait_synced();
+    w.read_all(A, 0);
+}
+
 /// A new generation by hand, while the peer is away in the middle of a resync, forgets none that
 /// the peer may be of (GI-2): both took each other for strangers.
 #[test]
