@@ -170,7 +170,10 @@ impl Run {
             A
         };
         self.w.note(victim, "=== chosen as victim of the split brain");
-        self.w.must(victim, Command::Secondary { holder: None });
+        self.demote(victim);
+        if !self.w.is_alive(victim) {
+            return;
+        }
         self.w.must(victim, Command::Connect { discard_my_data: true });
         self.w.must(1 - victim, Command::Connect { discard_my_data: false });
     }

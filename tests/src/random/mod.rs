@@ -14,7 +14,7 @@ mod heal;
 mod operate;
 mod plan;
 
-use replication_core::state::Role;
+use replication_core::state::{OnNoData, Role};
 use replication_core::units::Span;
 use replication_core::wire::ReplicationProtocol;
 
@@ -150,7 +150,7 @@ impl Run {
             let node = &self.w.nodes[n];
             let is_held = node.stuck() > 0
                 || node.slowness > 1
-                || (0..self.w.volumes()).any(|v| self.w.state(n, v).is_suspended());
+                || node.setup.config.on_no_data == OnNoData::SuspendIo;
             let oldest = node.host.oldest(self.w.now);
             assert!(
                 is_held || oldest < PATIENCE,
