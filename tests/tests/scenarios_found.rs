@@ -1,12 +1,14 @@
 //! Failures that seeds of the simulator have found, each as a scenario.
 
+use replication_core::config::OnIoError;
 use replication_core::control::Command;
 use replication_core::event::HostOp;
 use replication_core::state::{Conn, Disk, Role};
 use replication_core::units::{Errno, SectorRange, Span, VolumeNr};
 use replication_core::wire::ReplicationProtocol;
+use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::setup::Setup;
-use tests::sim::{A, B, World};
+use tests::sim::{A, B, Load, World};
 
 fn wait_alone(w: &mut World, n: usize) {
     let limit = Span::from_secs(30);
@@ -174,6 +176,41 @@ fn an_attach_after_a_missed_end_is_judged_alike() {
     w.must(B, Command::Attach(None));
     w.wait_synced();
     w.read_all(A, 0);
+}
+
+/// The disk of a Primary takes no writes while it is the source of a resync, and passes the errors
+/// on: what its peer has got and it has not stays marked (BM-1). The answer to a resync of the same
+/// block, read before the write, cleared the mark.
+#[test]
+fn a_source_that_takes_no_writes_keeps_its_marks() {
+    for seed in 710..730 {
+        let setup = Setup::with(|s| {
+            s.disk(|disk| {
+                disk.on_io_error = OnIoError::PassOn;
+                disk.rate.max_rate_kib = 4_000;
+            });
+            s.speed.jitter = Span::from_ms(3);
+        });
+        let mut w = World::new(seed, setup);
+        w.start_synced();
+        w.kill(B);
+        wait_alone(&mut w, A);
+        for at in 0..16 {
+            w.write(A, 0, at * 128, 128);
+        }
+        w.restart(B);
+        w.run_until("the resync runs", Span::from_secs(60), |w| w.conn(A) == Conn::SyncSource);
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind: Kind::Write, range: None, times: None, trouble };
+        w.nodes[A].backing[0].data.add_fault(fault);
+        let area = SectorRange { start: 0, end: 2048 };
+        let small = Load { think: Span(400_000), most_sectors: 12, ..Load::writes(vec![area]) };
+        w.start_load(A, small);
+        w.run_for(Span::from_ms(700));
+        w.heal_disks(A);
+        w.drain(A);
+        w.wait_synced();
+    }
 }
 
 /// A new generation by hand, while the peer is away in the middle of a resync, forgets none that

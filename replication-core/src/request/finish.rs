@@ -156,8 +156,11 @@ impl Resource {
                     request.net = Net::Ok;
                 }
                 // BM-3: both copies are written; while the local write runs it still counts
-                // as in flight, and its failure marks the block again.
-                if in_sync && request.local != Local::Failed {
+                // as in flight, and its failure marks the block again. That mark may have been
+                // cleared meanwhile, by the answer to a resync read from before the write.
+                if request.local == Local::Failed {
+                    self.volumes[at].set_out_of_sync(range);
+                } else if in_sync {
                     self.volumes[at].set_in_sync(range);
                 }
             }
