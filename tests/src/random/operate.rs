@@ -79,7 +79,10 @@ impl Run {
             }
             14 => Command::Status,
             15 if self.is_careless() => Command::Primary { force: false },
-            16 => Command::NewCurrentUuid { volume: self.some_volume(), clear_bitmap: force },
+            // Begun beside a Primary that knows nothing of it, a generation parts two histories.
+            16 if self.is_primary(n) || self.is_careless() => {
+                Command::NewCurrentUuid { volume: self.some_volume(), clear_bitmap: force }
+            }
             _ => Command::Up,
         }
     }
