@@ -25,6 +25,7 @@ fn inject(w: &mut World, from: usize, stream: u32, packets: impl Iterator<Item =
         wire::encode(&packet, VolumeNr(0), &agreed, HeaderKind::H100, &mut bytes);
     }
     let count = bytes.len();
+    w.forges(from);
     w.net.send(w.now, stream, from, 0, bytes);
     count
 }

@@ -51,6 +51,8 @@ struct Receiver {
 struct Sender {
     writes: u32,
     barriers: VecDeque<(u32, u32)>,
+    /// It says what its core never said.
+    forges: bool,
 }
 
 /// A command that was not answered yet.
@@ -83,6 +85,8 @@ pub(crate) struct Watch {
     apart: Vec<BTreeSet<usize>>,
     /// A node has said that it found a split brain.
     split_brain_seen: bool,
+    /// The smallest size that the operator has asked for, in sectors.
+    least_size: Option<u64>,
     looked_up: u64,
 }
 
@@ -91,6 +95,12 @@ fn nr(volume: usize) -> u8 {
 }
 
 impl World {
+    /// From now on this node sends packets on this connection that are not its core's: what the
+    /// other one answers is not held against it.
+    pub fn forges(&mut self, n: usize) {
+        self.watch.senders[n].forges = true;
+    }
+
     /// An event is about to be handed to the core.
     pub(crate) fn watch_event(&mut self, n: usize, event: &Event<'_>) {
         match event {
@@ -151,6 +161,9 @@ impl World {
             Packet::BarrierAck { barrier, set_size } => {
                 if !self.net.is_open_at(stream, 1 - n) {
                     // It answers barriers of a connection that the other node has given up.
+                    return;
+                }
+                if self.watch.senders[1 - n].forges {
                     return;
                 }
                 let expected = self.watch.senders[1 - n].barriers.pop_front();
@@ -375,14 +388,15 @@ impl World {
         );
     }
 
-    /// FE-1: a device in use does not shrink.
+    /// FE-1: a device in use does not shrink, unless the operator has named the size.
     pub(crate) fn watch_size(&self, n: usize, volume: usize, sectors: u64) {
         let old = self.nodes[n].sizes[volume];
         let in_use = self.nodes[n].resource.as_ref().is_some_and(|resource| {
             resource.state(VolumeIx(nr(volume))).is_some_and(|s| s.role == Role::Primary)
         });
+        let is_wanted = self.watch.least_size.is_some_and(|least| sectors >= least);
         assert!(
-            !in_use || sectors == 0 || sectors >= old,
+            !in_use || sectors == 0 || sectors >= old || is_wanted,
             "FE-1: node {n} volume {volume} shrinks from {old} to {sectors} while Primary"
         );
     }
@@ -402,6 +416,10 @@ impl World {
         let facts = self.facts(n);
         let is_role = matches!(command, Command::Primary { .. } | Command::Secondary { .. });
         let forces = matches!(command, Command::Primary { force: true });
+        if let Command::Resize { size: Some(size), .. } = command {
+            let least = self.watch.least_size.map_or(size.0, |least| least.min(size.0));
+            self.watch.least_size = Some(least);
+        }
         let name = command_name(command);
         let step = self.watch_step();
         self.watch.asked.insert((n, id), Asked { name, step, facts, is_role, forces });
