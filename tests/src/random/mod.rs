@@ -1,12 +1,12 @@
 //! Seeded runs: a phase of faults, then healing, after which both nodes have to agree.
 //!
 //! Everything is drawn from the seed ([`plan()`]): sizes, options, which kinds of faults there are,
-//! what happens when. In the first phase ([`act`]) nodes are killed and lose power, the link is cut
+//! what happens when. In the first phase (`act`) nodes are killed and lose power, the link is cut
 //! and reset, disks fail, and an operator types commands, none of them with force over data. The
 //! operator is a careful one: a node is promoted only if it has every acknowledged write, as a
 //! cluster manager with fencing would see to. With [`Kind::Careless`] he is not: then contents are
 //! held only to have been written once, and what has to be true is that nobody merges two histories
-//! in silence (GI-6). In the second phase ([`heal`]) everything is repaired; both nodes must become
+//! in silence (GI-6). In the second phase (`heal`) everything is repaired; both nodes must become
 //! equal within bounded time and hold what was acknowledged (RS-1, LV-1, DUR-5).
 
 mod act;
