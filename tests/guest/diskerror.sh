@@ -81,7 +81,9 @@ else
 fi
 meet given-up
 if [ "$VM_ID" = 2 ]; then
-	type_ "timeout 40 drbdctl down --force r0"
+	# In bounded time, and honestly: a process that waits for its disk cannot end before that does,
+	# and keeps the lock, so that no other one comes near the disk.
+	refused 20 "still there|wait for its disk" "timeout 40 drbdctl down --force r0"
 	type_ "vmctl disk 2 d0 ok"
 	must "the engine ends when its disk lets it" wait_until 20 no_engine r0
 	type_ "drbdctl up r0"
