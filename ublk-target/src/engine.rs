@@ -52,6 +52,9 @@ const STOP_LIMIT: Span = Span::from_secs(30);
 /// How long a forced `down` may take until devices and sockets are taken away without its answer.
 /// Twice as long as the core waits for a disk.
 const DOWN_LIMIT: Span = Span::from_secs(10);
+/// Actions that one event may lead to without memory being asked for: everything that waits for
+/// the activity log is begun at once. As many as the peer may have requests.
+const ACTIONS: usize = 4096;
 /// Rounds of actions and packets in one turn; what is left waits for the next turn, after the
 /// kernel was entered.
 const ROUNDS_MAX: u32 = 64;
@@ -84,7 +87,7 @@ impl Shared {
         let ring = Ring::new(layout)?;
         let core = Resource::new(config.resource.clone(), layout.memory(), Box::new(OsEntropy))
             .with_context(|| format!("start resource {}", config.resource.name))?;
-        Ok(Self { ring, core, actions: Vec::new(), origin: Instant::now() })
+        Ok(Self { ring, core, actions: Vec::with_capacity(ACTIONS), origin: Instant::now() })
     }
 
     /// Monotonic time since the start of the engine.
@@ -272,7 +275,7 @@ impl Engine {
             has_more: false,
             service: Service::start()?,
             completions: Vec::new(),
-            batch: Vec::new(),
+            batch: Vec::with_capacity(ACTIONS),
             config,
         })
     }
