@@ -22,7 +22,7 @@ use anyhow::{Context, Result};
 use replication_core::action::{Level, Scope};
 use replication_core::config::ResourceConfig;
 use replication_core::units::Time;
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines that wait for the writer.
@@ -84,7 +84,8 @@ impl Drop for Guard {
     }
 }
 
-/// Starts logging. The filter comes from `RUST_LOG`; without it, `info`.
+/// Starts logging. The level comes from `RUST_LOG` (`off`, `error`, `warn`, `info`, `debug`,
+/// `trace`); without it, or with a word that is none of these (which is logged), `info`.
 ///
 /// # Errors
 /// Logging was started before, or there are no threads left.
@@ -92,9 +93,10 @@ pub fn start() -> Result<Guard> {
     let (lines, receiver) = sync_channel(LINES_MAX);
     let dropped = Arc::new(AtomicU64::new(0));
     let writer = Writer { lines: lines.clone(), dropped: Arc::clone(&dropped) };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let wanted = std::env::var("RUST_LOG").ok();
+    let level = wanted.as_deref().map_or(Ok(LevelFilter::INFO), str::parse);
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(*level.as_ref().unwrap_or(&LevelFilter::INFO))
         .with_writer(writer)
         .with_ansi(false)
         .with_target(false);
@@ -102,6 +104,9 @@ pub fn start() -> Result<Guard> {
     let builder = std::thread::Builder::new().name("log".to_owned());
     let thread = builder.stack_size(crate::worker::STACK_SIZE);
     let thread = thread.spawn(move || write_lines(&receiver, &dropped)).context("start logging")?;
+    if level.is_err() {
+        tracing::warn!("RUST_LOG={}: not a level; logging at info", wanted.unwrap_or_default());
+    }
     Ok(Guard { lines, thread: Some(thread) })
 }
 
