@@ -269,10 +269,11 @@ bring_up() {
 # The size of the replicated device in bytes; asked of the kernel without opening the device.
 size_of() { echo $((512 * $(cat "/sys/class/block/$(basename "$(readlink -f "$(device "$1")")")/size"))); }
 
-# content N: a digest of the N-th backing disk below the metadata, past every cache.
+# content N: a digest of the N-th backing disk below the metadata, past every cache. MD5 finds what
+# is not equal by mistake, in half the time of the better ones; guests are slow.
 content() {
 	dd if="$(disk "$1")" bs=1M iflag=direct,count_bytes count="$(size_of "$1")" status=none |
-		sha256sum | cut -d ' ' -f 1
+		md5sum | cut -d ' ' -f 1
 }
 
 # identical NAME N: the N-th backing disks of both nodes are equal byte for byte.
