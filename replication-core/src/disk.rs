@@ -14,16 +14,19 @@
 
 mod attach;
 
+use arrayvec::ArrayVec;
+
 use crate::action::{Action, DiskOp, Level, Scope};
 use crate::event::{OpId, VolumeIx};
 use crate::gi::Uuid;
+use crate::limits::AL_UPDATES_PER_TRANSACTION;
 use crate::meta::al_journal::{block_index, encode_initialised, encode_transaction};
 use crate::meta::{Magic, MetaFlags, Page};
 use crate::mutant::Mutant;
 use crate::resource::{Op, Resource};
 use crate::state::{Conn, Disk, Role, State};
 use crate::units::{BlockRange, Errno, SectorRange};
-use crate::volume::{After, LocalDisk, LogWrite, MetaTask, Stage};
+use crate::volume::{After, LocalDisk, LogPages, LogWrite, MetaTask, Stage};
 
 /// Pages read at a time.
 const READ_PAGES: u32 = 256;
@@ -367,17 +370,18 @@ impl Resource {
         let without_flush = self.mutant.is_on(Mutant::EvictWithoutFlush);
         let evicts = !transaction.evicted.is_empty() && !without_bitmap;
         let of = |extent| disk.bitmap.page_of_extent(extent);
-        let mut numbers: Vec<u64> = transaction.evicted.iter().copied().map(of).collect();
-        numbers.sort_unstable();
-        numbers.dedup();
+        let mut numbers: ArrayVec<u64, AL_UPDATES_PER_TRANSACTION> =
+            transaction.evicted.iter().copied().map(of).collect();
         numbers.retain(|nr| disk.bitmap.is_dirty(*nr) && !without_bitmap);
-        let pages = numbers.into_iter().map(|nr| (nr, self.bitmap_image(at, nr))).collect();
+        numbers.sort_unstable();
+        let mut pages = LogPages::new();
+        for nr in numbers {
+            if pages.last().is_none_or(|(last, _)| *last != nr) {
+                pages.push((nr, self.bitmap_image(at, nr)));
+            }
+        }
         let disk = self.volumes[at].disk.as_mut().expect("its log is being written");
-        disk.log_write = LogWrite::Evicting {
-            transaction: Box::new(transaction),
-            in_flight: u32::from(evicts),
-            pages,
-        };
+        disk.log_write = LogWrite::Evicting { transaction, in_flight: u32::from(evicts), pages };
         if evicts && without_flush {
             self.on_log_part_done(ix, Ok(()));
         } else if evicts {
@@ -418,10 +422,9 @@ impl Resource {
         volume.counters.al_writes += 1;
         let disk = volume.disk.as_mut().expect("its log is being written");
         let written = std::mem::replace(&mut disk.log_write, LogWrite::Writing);
-        let LogWrite::Evicting { transaction, .. } = written else {
+        let LogWrite::Evicting { transaction: t, .. } = written else {
             unreachable!("a block follows its evictions")
         };
-        let t = *transaction;
         let (slots, start) = (disk.log.slots_before(), t.context_start);
         encode_transaction(t.number, &t.updates, slots, start, &mut page);
         let (stripes, size) = (disk.geometry.al_stripes, disk.geometry.al_stripe_size_4k);

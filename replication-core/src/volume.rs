@@ -6,12 +6,15 @@
 
 use std::collections::VecDeque;
 
+use arrayvec::ArrayVec;
+
 use crate::activity_log::{ActivityLog, AlTransaction};
 use crate::bitmap::Bitmap;
 use crate::config::VolumeConfig;
 use crate::event::{DiskInfo, VolumeIx};
 use crate::gi::{PeerUuids, Uuid, Uuids};
 use crate::interval::Intervals;
+use crate::limits::AL_UPDATES_PER_TRANSACTION;
 use crate::meta::{Geometry, Page, Superblock};
 use crate::resync::target::Resync;
 use crate::slab::Key;
@@ -81,8 +84,12 @@ pub(crate) struct MetaQueue {
     pub(crate) cursor: u64,
 }
 
+/// Numbers and images of bitmap pages.
+pub(crate) type LogPages = ArrayVec<(u64, Box<Page>), AL_UPDATES_PER_TRANSACTION>;
+
 /// Where an activity-log transaction stands.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one a volume; a box is an allocation while writing")]
 pub(crate) enum LogWrite {
     /// None is under way.
     Idle,
@@ -90,12 +97,12 @@ pub(crate) enum LogWrite {
     /// bitmap pages.
     Evicting {
         /// The transaction to be written afterwards.
-        transaction: Box<AlTransaction>,
+        transaction: AlTransaction,
         /// Flush or pages in flight.
         in_flight: u32,
         /// Bitmap pages as they were when the flush began: what they show as equal is covered by
         /// it (BM-1). They are written after it.
-        pages: Vec<(u64, Box<Page>)>,
+        pages: LogPages,
     },
     /// The block itself.
     Writing,

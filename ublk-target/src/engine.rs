@@ -250,6 +250,7 @@ impl Engine {
         shared.ring.push(&signals_fd, Op::Readable, Owner::Signal);
         let mut micros = 0;
         let watchdog = sd_notify::watchdog_enabled(false, &mut micros);
+        let completions = shared.ring.room_for_completions();
         let watchdog = watchdog.then(|| Span(micros.saturating_mul(1000) / 2));
         Ok(Self {
             shared,
@@ -274,7 +275,7 @@ impl Engine {
             down_limit: None,
             has_more: false,
             service: Service::start()?,
-            completions: Vec::new(),
+            completions,
             batch: Vec::with_capacity(ACTIONS),
             config,
         })

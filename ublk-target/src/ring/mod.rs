@@ -279,11 +279,12 @@ impl Ring {
     pub fn new(layout: Layout) -> Result<Self> {
         let uring = build_uring().context("set up io_uring (is kernel.io_uring_disabled set?)")?;
         let arena = Arena::new(layout)?;
+        let room = usize::try_from(CQ_ENTRIES).expect("32 bits fit");
         Ok(Self {
             uring: Some(uring),
             arena: Some(arena),
-            slots: Vec::new(),
-            vacant: Vec::new(),
+            slots: Vec::with_capacity(room),
+            vacant: Vec::with_capacity(room),
             backlog: VecDeque::with_capacity(BACKLOG_ROOM),
             stale: 0,
         })
@@ -293,6 +294,12 @@ impl Ring {
     #[must_use]
     pub fn arena(&self) -> &Arena {
         self.arena.as_ref().expect("the arena goes with the ring")
+    }
+
+    /// A list for [`Ring::completions`] that need not grow.
+    #[must_use]
+    pub fn room_for_completions(&self) -> Vec<Completion> {
+        Vec::with_capacity(self.slots.capacity())
     }
 
     /// Operations that were pushed and have not ended.
