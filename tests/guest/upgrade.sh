@@ -1,6 +1,7 @@
 #!/bin/bash
-# The engine is replaced by another program under a mounted file system with load on it: no I/O
-# error, nothing lost, the role stays, and next to nothing is synced. Then the Secondary's.
+# The engine is replaced by another build of it under a mounted file system with load on it, and
+# back: no I/O error, nothing lost, the role stays, and next to nothing is synced. Then the
+# Secondary's.
 # guests: 2
 # disks: ram:64M
 # timeout: 170
@@ -10,9 +11,10 @@ NET="timeout 40; ping-int 5; ping-timeout 20; connect-int 5;"
 node_setup < <(resource r0 $PORT 0)
 DEV=$(device 0)
 
-# A second program: the same under another path. Its name is what the checks look for.
-mkdir -p /tmp/next && cp ublk-target /tmp/next || die "no second program"
+# Another build, under the usual name.
+mkdir -p /tmp/next && cp ublk-target.other /tmp/next/ublk-target || die "no second program"
 OLD=$(readlink -f ublk-target)
+! cmp -s "$OLD" /tmp/next/ublk-target || die "both builds are the same"
 NEXT=/tmp/next/ublk-target
 
 pid_of() { cat /run/drbd/r0.lock; }
