@@ -184,6 +184,20 @@ impl Uuids {
         self.set_bitmap_rotating(sync);
     }
 
+    /// Takes the start of a resync from here back, as the peer never heard of it. Where it starts
+    /// again it does so under the same identifier: a new one for each attempt would push the
+    /// generation out of the history that the peer still is of (GI-2).
+    pub fn undo_sync_start(&mut self) {
+        self.bitmap = self.history[0];
+        self.history[0] = self.history[1];
+    }
+
+    /// Whether the bitmap slot holds a resync that a peer of this generation does not take part in.
+    #[must_use]
+    pub const fn is_start_unheard(&self, peer: Uuid) -> bool {
+        self.history[0].is_base_of(self.bitmap) && !self.bitmap.same(peer)
+    }
+
     /// A resync to here starts: until its end the data is of no other generation than `sync`.
     pub fn sync_start_target(&mut self, sync: Uuid, primary: bool) {
         self.current = sync.with_role_bit(primary);

@@ -237,6 +237,33 @@ fn a_new_generation_by_hand_keeps_the_past() {
     w.read_all(A, 0);
 }
 
+/// A resync is begun again and again, and each time the connection is lost before the target hears
+/// of it: the generation that the target is of stays in the history of the source (GI-2). After the
+/// third time both took each other for strangers.
+#[test]
+fn a_start_that_is_never_heard_of_keeps_the_past() {
+    let mut w = World::new(731, Setup::default());
+    w.start_synced();
+    w.cut();
+    wait_alone(&mut w, A);
+    wait_alone(&mut w, B);
+    w.write(A, 0, 0, 256);
+    w.must(A, Command::NewCurrentUuid { volume: None, clear_bitmap: false });
+    for _ in 0..4 {
+        w.heal();
+        w.run_until("the start", Span::from_secs(60), |w| w.conn(A) == Conn::SyncSource);
+        w.cut();
+        wait_alone(&mut w, A);
+        wait_alone(&mut w, B);
+    }
+    w.heal();
+    w.wait_synced();
+    w.read_all(A, 0);
+    // The history is the same on both nodes, except for the roles that it notes.
+    let [a, b] = [A, B].map(|n| w.status(n).volumes[0].uuids.map(|uuid| uuid & !1));
+    assert_eq!(a, b);
+}
+
 /// A resize that is cut short by a forced command lets the host's writes go on (LV-1): they were
 /// held back for ever.
 #[test]

@@ -272,8 +272,8 @@ fn compare_past(input: &Compare<'_>, old: &Uuids, new: &Uuids) -> Comparison {
         return verdict(Outcome::NeedsProtocol(REPAIR_VERSION), 0);
     }
     // The newer node rotated for a resync of which the older one never heard: undo that.
-    let history = [new.history[1], new.history[1]];
-    let undone = Uuids { bitmap: new.history[0], history, ..*new };
+    let mut undone = *new;
+    undone.undo_sync_start();
     Comparison { outcome: TARGET, rule: 51, own_correction: None, peer_correction: Some(undone) }
 }
 

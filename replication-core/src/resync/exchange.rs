@@ -133,6 +133,10 @@ impl Resource {
         let random = self.random();
         let volume = &mut self.volumes[at];
         let disk = volume.disk.as_mut().expect("a source has a disk");
+        let peer = volume.peer_uuids.map(|peer| peer.uuids.current);
+        if peer.is_some_and(|peer| disk.uuids.is_start_unheard(peer)) {
+            disk.uuids.undo_sync_start();
+        }
         let sync = disk.uuids.sync_uuid(random);
         disk.uuids.sync_start_source(sync);
         self.push_meta(at, MetaTask::Bitmap);
@@ -187,9 +191,14 @@ impl Resource {
     fn start_target(&mut self, at: usize, uuid: u64) {
         let volume = &mut self.volumes[at];
         let state = volume.state;
+        let uuid = crate::gi::Uuid(uuid);
         let Some(disk) = volume.disk.as_mut() else { return };
         let is_primary = state.role == crate::state::Role::Primary;
-        disk.uuids.sync_start_target(crate::gi::Uuid(uuid), is_primary);
+        disk.uuids.sync_start_target(uuid, is_primary);
+        if let Some(peer) = volume.peer_uuids.as_mut().filter(|peer| peer.uuids.bitmap.same(uuid)) {
+            // The source began this resync before, and has taken that back.
+            peer.uuids.undo_sync_start();
+        }
         disk.failed_blocks = 0;
         let bits = disk.bitmap.count();
         let rate = volume.config.disk.rate;
