@@ -426,7 +426,6 @@ impl Resource {
             packet,
             peer_flags: volume.peer_uuids.map(|peer| peer.flags),
             bits_set: volume.out_of_sync(),
-            failed_blocks: volume.disk.as_ref().map_or(0, |disk| disk.failed_blocks),
             negotiating: volume.disk.as_ref().map(|disk| disk.found),
             peer_forced,
             new_uuid_pending: false,
@@ -434,13 +433,7 @@ impl Resource {
         match report.judge() {
             Verdict::Dropped => {}
             Verdict::ResyncEnd { finish: true } => self.begin_source_end(at),
-            Verdict::ResyncEnd { finish: false } => {
-                let left = self.volumes[at].out_of_sync();
-                let ix = self.volumes[at].ix;
-                let text = format!("the peer ended the resync, but {left} blocks are marked here");
-                self.log(Level::Error, Scope::PeerDevice(ix), text);
-                self.lose_link(Conn::ProtocolError, Then::Reconnect, "resync ends too early");
-            }
+            Verdict::ResyncEnd { finish: false } => self.refuse_source_end(at),
             Verdict::VerifyEnd => {}
             Verdict::Pending(pending) => self.conclude_state(at, pending),
         }

@@ -264,6 +264,38 @@ fn a_start_that_is_never_heard_of_keeps_the_past() {
     assert_eq!(a, b);
 }
 
+/// A block that the source of a resync could not read is written by the host, on both nodes, and
+/// then cannot be read again: only the source marks it. It took the target, which ended the resync
+/// as UpToDate, for Inconsistent for ever (ST-3).
+#[test]
+fn marks_that_only_the_source_has_do_not_outlive_the_resync() {
+    let setup = Setup::with(|s| {
+        s.disk(|disk| {
+            disk.on_io_error = OnIoError::PassOn;
+            disk.rate.max_rate_kib = 400;
+        });
+    });
+    let mut w = World::new(732, setup);
+    w.start_synced();
+    w.kill(B);
+    wait_alone(&mut w, A);
+    let bad = SectorRange { start: 0, end: 8 };
+    w.write(A, 0, bad.start, bad.sectors());
+    for at in 16..24 {
+        w.write(A, 0, at * 256, 256);
+    }
+    let trouble = Trouble::Fail(Errno::EIO);
+    let fault = Fault { kind: Kind::Read, range: Some(bad), times: None, trouble };
+    w.nodes[A].backing[0].data.add_fault(fault);
+    w.restart(B);
+    w.wait_log(A, "failed, the blocks stay marked");
+    w.write(A, 0, bad.start, bad.sectors());
+    assert_eq!(w.request(A, 0, HostOp::Read, bad), Err(Errno::EIO));
+    w.heal_disks(A);
+    assert_eq!(w.conn(A), Conn::SyncSource);
+    w.wait_synced();
+}
+
 /// A resize that is cut short by a forced command lets the host's writes go on (LV-1): they were
 /// held back for ever.
 #[test]

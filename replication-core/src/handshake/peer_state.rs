@@ -22,8 +22,6 @@ pub struct PeerReport {
     pub peer_flags: Option<UuidFlags>,
     /// Bits set in our bitmap.
     pub bits_set: u64,
-    /// Blocks whose resync failed in this run.
-    pub failed_blocks: u64,
     /// What the attach in progress has determined for our disk; `None` without one.
     pub negotiating: Option<Disk>,
     /// The peer was promoted by force, see [`crate::state::peer_was_forced`], and no `P_STATE`
@@ -40,7 +38,8 @@ pub enum Verdict {
     Dropped,
     /// The target reports the end of the resync. Nothing else is taken from the packet.
     ResyncEnd {
-        /// Our bits are clear too: finish the resync.
+        /// Our bits are clear too: finish the resync. Otherwise we have marked what the target
+        /// takes for equal, and have to begin anew.
         finish: bool,
     },
     /// The initiator of a verify reports its end: finish it. Nothing else is taken from it.
@@ -111,7 +110,7 @@ impl PeerReport {
                 // It still prepares the resync and has not invalidated its disk yet.
                 peer_disk = Disk::Inconsistent;
             } else if old.conn >= Conn::SyncSource && packet.conn == Conn::Connected {
-                return Verdict::ResyncEnd { finish: self.bits_set <= self.failed_blocks };
+                return Verdict::ResyncEnd { finish: self.bits_set == 0 };
             }
         }
         let both_good = old.disk == Disk::UpToDate && peer_disk == Disk::UpToDate;

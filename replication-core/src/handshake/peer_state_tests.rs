@@ -17,7 +17,6 @@ fn report(old: State, packet: State) -> PeerReport {
         packet,
         peer_flags: Some(UuidFlags::default()),
         bits_set: 0,
-        failed_blocks: 0,
         negotiating: None,
         peer_forced: false,
         new_uuid_pending: false,
@@ -135,10 +134,8 @@ fn the_target_tells_the_source_that_the_resync_has_ended() {
     let source = State { conn: Conn::SyncSource, pdsk: Disk::Inconsistent, ..connected() };
     let done = report(source, connected());
     assert_eq!(done.judge(), Verdict::ResyncEnd { finish: true });
-    let missing = PeerReport { bits_set: 3, failed_blocks: 2, ..done };
+    let missing = PeerReport { bits_set: 3, ..done };
     assert_eq!(missing.judge(), Verdict::ResyncEnd { finish: false });
-    let failed = PeerReport { bits_set: 3, failed_blocks: 3, ..done };
-    assert_eq!(failed.judge(), Verdict::ResyncEnd { finish: true });
     // A target that still prepares reports good data, which it is about to give up.
     let preparing = State { conn: Conn::WFBitMapT, ..connected() };
     let source = State { conn: Conn::WFBitMapS, pdsk: Disk::Consistent, ..connected() };

@@ -97,7 +97,6 @@ fn meet(own: &Said, peer: &Said) -> Conclusion {
         packet,
         peer_flags: peer.uuids.map(|uuids| uuids.flags),
         bits_set: own.uuids.map_or(0, |uuids| uuids.bits_set),
-        failed_blocks: 0,
         negotiating: None,
         peer_forced: false,
         new_uuid_pending: false,

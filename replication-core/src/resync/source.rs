@@ -4,6 +4,7 @@
 //! The reads themselves are [`crate::peer_request`]s. Source: protocol notes, section 12.9.
 
 use crate::action::{Level, Scope};
+use crate::connect::Then;
 use crate::peer_request::Wrong;
 use crate::resource::Resource;
 use crate::resync::target::Ending;
@@ -34,16 +35,27 @@ impl Resource {
         let volume = &mut self.volumes[at];
         let state = volume.state;
         let Some(disk) = volume.disk.as_mut() else { return };
-        let failed = disk.failures_left();
-        if failed == 0 {
-            disk.uuids.sync_finish_source();
+        if disk.bitmap.count() > 0 {
+            self.refuse_source_end(at);
+            return;
         }
-        self.log_resync_end(at, failed);
-        let pdsk = if failed == 0 { Disk::UpToDate } else { Disk::Inconsistent };
-        let state = State { conn: Conn::Connected, pdsk, ..state };
+        disk.uuids.sync_finish_source();
+        self.log_resync_end(at, 0);
+        let state = State { conn: Conn::Connected, pdsk: Disk::UpToDate, ..state };
         self.set_state(at, state, "resync done");
         self.push_meta(at, MetaTask::Superblock);
         self.start_grow_sync(at);
+    }
+
+    /// The target is UpToDate, so what failed there has been overwritten since, but blocks are
+    /// marked here: of a write or a read that failed on this disk only. Both nodes must know of
+    /// them (RS-4, ST-3), as they will when the bitmaps are merged again.
+    pub(crate) fn refuse_source_end(&mut self, at: usize) {
+        let left = self.volumes[at].out_of_sync();
+        let ix = self.volumes[at].ix;
+        let text = format!("the peer ended the resync, but {left} blocks are marked here");
+        self.log(Level::Error, Scope::PeerDevice(ix), text);
+        self.lose_link(Conn::ProtocolError, Then::Reconnect, "resync ends too early");
     }
 
     /// Tells how the resync went.
