@@ -2,7 +2,8 @@
 //! says why not.
 
 use replication_core::control::Command;
-use replication_core::state::{Conn, Disk};
+use replication_core::gi::{Compare, Outcome, PeerUuids, Uuids, compare};
+use replication_core::state::{Conn, Disk, Role};
 use replication_core::units::{BlockRange, Span};
 
 use super::Run;
@@ -131,6 +132,9 @@ impl Run {
             self.w.since_sync[volume].troubled = true;
             self.w.threw_away(1 - n, volume);
         }
+        if self.is_primary(1 - n) {
+            self.demote(1 - n);
+        }
         self.w.must(n, Command::Primary { force: true });
         self.w.run_for(Span::from_secs(20));
     }
@@ -158,13 +162,16 @@ impl Run {
         }
     }
 
-    /// Split brain: the node without the acknowledged data gives its own up.
+    /// Split brain: the node without the acknowledged data gives its own up. What becomes of
+    /// volumes whose histories have not parted does not depend on it.
     fn choose_victim(&mut self) {
+        let parted: Vec<usize> =
+            (0..self.w.volumes()).filter(|volume| has_parted(&self.w, *volume)).collect();
         let lacks =
-            |w: &mut World, n: usize| (0..w.volumes()).any(|volume| !w.holds_everything(n, volume));
+            |w: &mut World, n: usize| parted.iter().any(|volume| !w.holds_everything(n, *volume));
         let victim = if lacks(&mut self.w, A) {
             A
-        } else if lacks(&mut self.w, B) || self.w.stale[B].contains(&true) {
+        } else if lacks(&mut self.w, B) || parted.iter().any(|volume| self.w.stale[B][*volume]) {
             B
         } else {
             A
@@ -239,6 +246,24 @@ impl Run {
         add(format!("{} bytes are on the way", self.w.net.bytes_on_the_way()));
         why
     }
+}
+
+/// Whether the generations of both nodes say that each has written what the other one lacks.
+fn has_parted(w: &World, volume: usize) -> bool {
+    let [own, peer] = [A, B].map(|n| Uuids::from_slots(w.status(n).volumes[volume].uuids));
+    let peer = PeerUuids { uuids: peer, ..PeerUuids::default() };
+    let comparison = compare(&Compare {
+        own: &own,
+        own_crashed: false,
+        own_role: Role::Secondary,
+        own_resolver: true,
+        peer: &peer,
+        peer_crashed: false,
+        peer_role: Role::Secondary,
+        agreed_version: 101,
+        wsame_feature: true,
+    });
+    matches!(comparison.outcome, Outcome::SplitBrain { .. })
 }
 
 fn is_marked(w: &World, n: usize, volume: usize, block: u64) -> bool {
