@@ -6,7 +6,7 @@ use replication_core::event::HostOp;
 use replication_core::state::{Conn, Disk, Role};
 use replication_core::units::{Errno, SectorRange, Span, VolumeNr};
 use replication_core::wire::ReplicationProtocol;
-use tests::sim::disk::{Fault, Kind, Trouble};
+use tests::sim::disk::{Cut, Fault, Kind, Trouble};
 use tests::sim::setup::Setup;
 use tests::sim::{A, B, Load, World};
 
@@ -294,6 +294,35 @@ fn marks_that_only_the_source_has_do_not_outlive_the_resync() {
     w.heal_disks(A);
     assert_eq!(w.conn(A), Conn::SyncSource);
     w.wait_synced();
+}
+
+/// The disk of a Primary is full, so its peer has the only copy of what is written, and loses power
+/// between its acknowledgement and the answer to the host: that a write which was not flushed is
+/// lost with both faults is no finding (DUR-5).
+#[test]
+fn an_acknowledgement_does_not_outlive_the_power_of_its_sender() {
+    let mut answered = 0;
+    for step in 0..24 {
+        let setup = Setup::with(|s| s.disk(|disk| disk.on_io_error = OnIoError::PassOn));
+        let mut w = World::new(733 + step, setup);
+        w.start_synced();
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind: Kind::Write, range: None, times: None, trouble };
+        w.nodes[A].backing[0].data.add_fault(fault);
+        let range = SectorRange { start: 0, end: 8 };
+        let number = w.submit(A, 0, HostOp::Write { fua: false }, range).unwrap();
+        for _ in 0..step {
+            w.step();
+        }
+        let is_early = w.answer(A, number).is_none();
+        w.power_cut(B, Cut::LoseAll);
+        w.drain(A);
+        answered += u32::from(is_early && w.answer(A, number) == Some(Ok(())));
+        w.heal_disks(A);
+        w.restart(B);
+        w.wait_synced();
+    }
+    assert!(answered > 0, "the acknowledgement came in after the power cut at least once");
 }
 
 /// A resize that is cut short by a forced command lets the host's writes go on (LV-1): they were

@@ -119,6 +119,7 @@ impl World {
 
     /// A node lost power: what of its data can be relied upon?
     pub(crate) fn power_was_lost(&mut self, n: usize) {
+        self.lost_power_at[n] = self.moment();
         for volume in 0..self.volumes() {
             self.since_sync[volume].power_cuts.insert(n);
             if self.stale[1 - n][volume] {

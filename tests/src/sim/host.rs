@@ -229,7 +229,8 @@ impl World {
         match request.write {
             Some(write) => {
                 let fua = matches!(request.op, HostOp::Write { fua: true });
-                self.ledger.ended(write, moment, result.is_ok(), fua);
+                let is_sure = fua || !self.leans_on_lost_power(n, at, request.moment);
+                self.ledger.ended(write, moment, result.is_ok() && is_sure, fua);
                 if result.is_ok() {
                     self.acknowledged(n, at);
                     self.watch_acknowledged(n, write);
@@ -256,6 +257,13 @@ impl World {
         if !request.of_load {
             host.answers.insert(request.number, result);
         }
+    }
+
+    /// Whether the good copy of what is acknowledged now was in the cache of a peer that has lost
+    /// power since it was asked for: its word may come in after the power cut that it did not
+    /// survive, which is a second fault.
+    fn leans_on_lost_power(&self, n: usize, volume: usize, submitted: u64) -> bool {
+        self.stale[n][volume] && submitted < self.lost_power_at[1 - n]
     }
 
     fn check_read(&mut self, n: usize, volume: u8, tag: u16, request: &Outstanding) {

@@ -67,6 +67,8 @@ pub struct World {
     pub differing: Vec<BTreeSet<u64>>,
     /// The node may lack acknowledged writes of the volume.
     pub stale: [Vec<bool>; 2],
+    /// When each node lost power last, as a moment of the ledger.
+    pub(crate) lost_power_at: [u64; 2],
     pub(crate) sizes: Vec<u64>,
     /// What happened since both disks were last equal.
     pub since_sync: Vec<super::check::SinceSync>,
@@ -105,6 +107,7 @@ impl World {
             watch: Watch::default(),
             differing: vec![BTreeSet::new(); volumes],
             stale: [vec![false; volumes], vec![false; volumes]],
+            lost_power_at: [0; 2],
             sizes: vec![0; volumes],
             since_sync: vec![super::check::SinceSync::default(); volumes],
             actions: Vec::new(),
