@@ -409,6 +409,10 @@ impl Resource {
     /// The peer's state word.
     pub(crate) fn on_state(&mut self, at: usize, word: u32) -> Result<(), Wrong> {
         let packet = State::from_word(word).map_err(|e| e.to_string())?;
+        if packet.conn == Conn::Ahead && self.volumes[at].state.role == Role::Primary {
+            // It would make the data of the only writer old.
+            return Err(String::from("the peer claims to be ahead, but this node is Primary"));
+        }
         let unfit = self.foreign_writer(at, &packet).or_else(|| self.too_small(at, &packet));
         if let Some(text) = unfit {
             self.refuse_peer(&text);

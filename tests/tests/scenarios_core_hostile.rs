@@ -2,7 +2,7 @@
 
 use replication_core::control::Command;
 use replication_core::event::HostOp;
-use replication_core::state::{Conn, Disk};
+use replication_core::state::{Conn, Disk, Role, State};
 use replication_core::units::{Errno, Sector, SectorRange, Span, VolumeNr};
 use replication_core::wire::{self, BarrierToken, BlockAck, BlockId, HeaderKind, Packet};
 use tests::sim::disk::{Fault, Kind, Trouble};
@@ -142,4 +142,24 @@ fn who_is_outdated_by_a_parting() {
     assert_eq!(w.state(A, 0).pdsk, Disk::Outdated);
     w.write(A, 0, 16, 8);
     w.wait_synced();
+}
+
+/// A peer that claims to be ahead of a Primary, and then to bring it up to date: a Primary's data
+/// does not become old by the word of its peer. It costs the connection, and nothing else.
+#[test]
+fn a_primary_does_not_fall_behind_its_peer() {
+    let mut w = World::new(1305, Setup::default());
+    w.start_synced();
+    w.write(A, 0, 0, 128);
+    w.settle();
+    let [data, _] = streams(&w);
+    let (role, peer, disk) = (Role::Secondary, Role::Primary, Disk::UpToDate);
+    let ahead = State { role, peer, conn: Conn::Ahead, disk, ..State::initial() };
+    let packets = [Packet::State(ahead.word()), Packet::SyncUuid(0x1234_5678_9abc)];
+    inject(&mut w, B, data, packets.into_iter());
+    w.run_until("the loss", Span::from_secs(5), |w| w.conn(A) < Conn::Connected);
+    assert_eq!(w.state(A, 0).disk, Disk::UpToDate);
+    assert!(w.has_logged(A, "P_STATE"), "for the right reason");
+    w.wait_synced();
+    w.read(A, 0, 0, 128);
 }
