@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use replication_core::config::EngineConfig;
+use replication_core::config::{EngineConfig, Frontend};
 
 use crate::client::{Client, Contact, contact};
 use crate::context::Paths;
@@ -86,12 +86,17 @@ pub fn command_line(paths: &Paths) -> Vec<OsString> {
 /// # Errors
 /// If it cannot be run, or finds something wrong; what it said is in the text.
 pub fn check(resource: &str, paths: &Paths) -> Result<(), Failure> {
+    run_verb("check", resource, paths)
+}
+
+/// Has the engine program do something with the configuration that ends by itself.
+fn run_verb(verb: &str, resource: &str, paths: &Paths) -> Result<(), Failure> {
     let program = program();
     let fail = |error: &dyn std::fmt::Display| {
-        Failure::system(format!("{resource}: run {} check", program.display()), error)
+        Failure::system(format!("{resource}: run {} {verb}", program.display()), error)
     };
     let mut command = Command::new(&program);
-    let command = command.args(["check", "--config"]).arg(&paths.json).stdin(Stdio::null());
+    let command = command.args([verb, "--config"]).arg(&paths.json).stdin(Stdio::null());
     let output = command.output().map_err(|error| fail(&error))?;
     if output.status.success() {
         return Ok(());
@@ -355,20 +360,42 @@ pub fn finish(resource: &str, paths: &Paths) -> Result<(), Failure> {
     Err(Failure::new(exit::SYSTEM, text))
 }
 
-/// Kills the engine of a resource and removes its files. Only a process that holds the lock is
-/// killed.
+/// Kills the engine of a resource and removes what it leaves behind.
 ///
 /// # Errors
-/// If the process is not known for sure, cannot be killed, or does not go away.
+/// As [`end_by_force`] and [`clear_away`].
 pub fn kill_engine(resource: &str, paths: &Paths) -> Result<(), Failure> {
     end_by_force(resource, paths)?;
+    clear_away(resource, paths)
+}
+
+/// Removes what an engine left behind that did not end as it should: its block devices, which the
+/// kernel keeps for the next one, and its files. A device that is in use stays, with the files.
+///
+/// # Errors
+/// If a device is in use or cannot be removed, or a file cannot.
+pub fn clear_away(resource: &str, paths: &Paths) -> Result<(), Failure> {
+    let has_devices = match read_config(paths) {
+        Some(config) => config.frontend == Frontend::Ublk,
+        None => paths.json.exists(),
+    };
+    if has_devices {
+        run_verb("clear", resource, paths).map_err(|mut failure| {
+            failure.text.push_str(&format!(
+                "\n  what to do: drbdctl up {resource} serves it again; \
+                 once it is closed: drbdctl down {resource}"
+            ));
+            failure
+        })?;
+    }
     clean_up(paths)
 }
 
-/// Kills the engine of a resource, whose files stay for the next one.
+/// Kills the engine of a resource, whose devices and files stay for the next one. Only a process
+/// that holds the lock is killed.
 ///
 /// # Errors
-/// As [`kill_engine`].
+/// If the process is not known for sure, cannot be killed, or does not go away.
 pub fn end_by_force(resource: &str, paths: &Paths) -> Result<(), Failure> {
     let pid = match lock_state(paths)? {
         Lock::Free => return Ok(()),

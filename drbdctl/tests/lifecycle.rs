@@ -228,6 +228,33 @@ fn clinging_engine() {
     Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
 }
 
+/// Block devices outlive an engine that is killed: the program removes them, unless they are in
+/// use; then the files stay as well, for the next engine and for another try.
+#[test]
+fn devices_of_a_dead_engine() {
+    let bed = Bed::new("");
+    let conf = std::fs::read_to_string(bed.path("drbd.conf")).unwrap();
+    std::fs::write(bed.path("drbd.conf"), conf.replace("frontend nbd", "frontend ublk")).unwrap();
+    let json = bed.run_file("r0.json");
+    let cleared = || std::fs::read_to_string(bed.path("cleared")).unwrap_or_default();
+
+    let used = bed.engine_program("used");
+    let env = [("DRBD_ENGINE", used.as_str())];
+    assert_eq!(bed.run_with("up r0", &env).works(), "");
+    kill(&bed);
+    let ran = bed.run_with("down r0", &env);
+    ran.fails(20, "clear: exit status: 1: /dev/ublkb5 is in use\n  what to do: drbdctl up r0");
+    assert!(json.exists());
+
+    let clings = bed.engine_program("clings");
+    let env = [("DRBD_ENGINE", clings.as_str())];
+    assert_eq!(bed.run_with("up r0", &env).works(), "");
+    let before = cleared();
+    assert_eq!(bed.run_with("down --force r0", &env).works(), "");
+    assert_eq!(cleared(), format!("{before}clear {}\n", json.display()));
+    assert!(!json.exists());
+}
+
 /// Another program takes over: the configuration stays as it was, the role is given back to a node
 /// whose NBD clients come again, and the pause is told.
 #[test]

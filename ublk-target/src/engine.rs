@@ -34,7 +34,7 @@ use replication_core::units::{Sector, Span, Time};
 use crate::arena::Layout;
 use crate::control::Socket;
 use crate::disk::{self, Disks, Opened};
-use crate::frontend::{Frontend, Shape};
+use crate::frontend::{self, Frontend, Shape};
 use crate::holders::Users;
 use crate::log::CoreLog;
 use crate::net::Net;
@@ -203,6 +203,17 @@ pub fn run(config: EngineConfig, up: bool, signals: SignalFd) -> Result<()> {
     lock.keep_until_exit();
     tracing::info!("drbd {name}: engine ended");
     served
+}
+
+/// Removes what an engine that died has left in the kernel: its block devices, unless they are in
+/// use.
+///
+/// # Errors
+/// An engine of the resource lives, or a device cannot be removed.
+pub fn clear(config: &EngineConfig) -> Result<()> {
+    let run_dir = std::path::Path::new(&config.run_dir);
+    let _lock = process::lock_resource(run_dir, &config.resource.name)?;
+    frontend::clear(config)
 }
 
 /// The paths that a running engine opens or has to see. Links are followed: what counts is where

@@ -27,6 +27,12 @@ enum Action {
         #[arg(long)]
         up: bool,
     },
+    /// Remove the block devices that an engine which died has left, unless they are in use.
+    Clear {
+        /// The configuration that the engine had.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Check a configuration and say what is wrong with it.
     Check {
         /// The configuration.
@@ -56,6 +62,7 @@ fn main() -> ExitCode {
 fn run(action: Action, signals: SignalFd) -> Result<()> {
     match action {
         Action::Run { config, up } => engine::run(settings::load(&config)?, up, signals),
+        Action::Clear { config } => engine::clear(&settings::load(&config)?),
         Action::Check { config } => settings::load(&config).map(|_| ()),
     }
 }

@@ -31,7 +31,7 @@ impl Session<'_> {
             return self.say_start(&config, &paths);
         }
         if let Contact::Engine(client) = contact(&on.resource, &paths.socket)?
-            && !is_dying(client, &paths)?
+            && !is_dying(&on.resource, client.with_limit(FORCE_LIMIT)?, &paths)?
         {
             let text = format!(
                 "{on}: Failure: (161) the resource is already up\n  \
@@ -114,7 +114,7 @@ impl Session<'_> {
                 Lock::Held(_) if force => engine::kill_engine(resource, &paths),
                 Lock::Held(pid) => Err(mute_engine(resource, pid)),
                 Lock::Free if paths.json.exists() || paths.socket.exists() => {
-                    engine::clean_up(&paths)
+                    engine::clear_away(resource, &paths)
                 }
                 // Nothing was there; a name that nobody knows is still a mistake.
                 Lock::Free => self.context.view(resource).map(|_| ()),
@@ -123,7 +123,8 @@ impl Session<'_> {
     }
 }
 
-/// Asks the engine to end, and ends it. A refusal stands: what uses the device would hang.
+/// Asks the engine to end, and ends it; one that does not answer is killed at once. A refusal
+/// stands: what uses the device would hang.
 fn force_down(
     resource: &str,
     paths: &Paths,
@@ -131,19 +132,29 @@ fn force_down(
     command: &Command,
 ) -> Result<(), Failure> {
     let client = client.with_limit(FORCE_LIMIT)?;
-    if let Ok(Err(refusal)) = client.try_ask(command) {
-        return Err(Failure::refused(resource, &refusal));
+    match client.try_ask(command) {
+        Ok(Err(refusal)) => return Err(Failure::refused(resource, &refusal)),
+        Err(AskError::Io(error)) if is_silence(&error) => {
+            return engine::kill_engine(resource, paths);
+        }
+        Ok(Ok(_)) | Err(AskError::Io(_) | AskError::Frame(_)) => {}
     }
     if engine::wait_for_end(paths, END_LIMIT)? {
-        return engine::clean_up(paths);
+        return engine::clear_away(resource, paths);
     }
     engine::kill_engine(resource, paths)
 }
 
 /// Whether the engine behind `client` was killed a moment ago: it hangs up without an answer, and
 /// its lock becomes free.
-fn is_dying(client: Client, paths: &Paths) -> Result<bool, Failure> {
-    match client.with_limit(FORCE_LIMIT)?.try_ask(&Command::Status) {
+///
+/// # Errors
+/// It lives and does not answer.
+fn is_dying(resource: &str, client: Client, paths: &Paths) -> Result<bool, Failure> {
+    match client.try_ask(&Command::Status) {
+        Err(AskError::Io(error)) if is_silence(&error) => {
+            Err(mute_engine(resource, engine::seen(paths)))
+        }
         Err(AskError::Io(error)) => match error.kind() {
             ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
                 engine::wait_for_end(paths, DEATH_LIMIT)
@@ -153,6 +164,11 @@ fn is_dying(client: Client, paths: &Paths) -> Result<bool, Failure> {
         },
         Ok(_) | Err(AskError::Frame(_)) => Ok(false),
     }
+}
+
+/// Whether an answer did not come in time.
+fn is_silence(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 /// Starts an engine, and takes everything down again if it cannot come up.
@@ -275,7 +291,21 @@ mod tests {
             drop(listener);
             drop(held);
         });
-        assert!(is_dying(client, &paths).unwrap());
+        assert!(is_dying("r0", client, &paths).unwrap());
         end.join().unwrap();
+    }
+
+    /// An engine that is stopped takes connections for as long as there is room for them.
+    #[test]
+    fn an_engine_that_does_not_answer_is_no_running_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::in_dir(dir.path(), "r0");
+        let _silent = UnixListener::bind(&paths.socket).unwrap();
+        let Contact::Engine(client) = contact("r0", &paths.socket).unwrap() else {
+            panic!("it takes connections")
+        };
+        let client = client.with_limit(Duration::from_millis(1)).unwrap();
+        let failure = is_dying("r0", client, &paths).unwrap_err();
+        assert!(failure.text.contains("lives but does not listen"), "{failure}");
     }
 }

@@ -132,8 +132,12 @@ impl Bed {
         let own = std::env::current_exe().unwrap();
         let script = format!(
             "#!/bin/sh\nif [ \"$1\" = check ]; then [ {mode} != broken ] && exit; \
-             echo broken >&2; exit 1; fi\nFAKE_MODE={mode} FAKE_CONFIG=\"$3\" FAKE_WORDS=\"$1 $2\" \
+             echo broken >&2; exit 1; fi\n\
+             if [ \"$1\" = clear ]; then echo clear $3 >>{}; [ {mode} != used ] && exit; \
+             echo /dev/ublkb5 is in use >&2; exit 1; fi\n\
+             FAKE_MODE={mode} FAKE_CONFIG=\"$3\" FAKE_WORDS=\"$1 $2\" \
              exec {} --exact plays_an_engine --ignored --nocapture\n",
+            self.path("cleared").display(),
             own.display()
         );
         std::fs::write(&path, script).unwrap();

@@ -23,7 +23,6 @@ use replication_core::event::{Event, HostOp, HostRequest, HostTag, VolumeIx};
 use replication_core::units::{Errno, Sector, SectorRange, Span, Time};
 
 use super::Shape;
-use super::links::Links;
 use super::steps::{Added, DeviceNews, Resize, Site};
 use crate::engine::Shared;
 use crate::holders::{Usage, Users};
@@ -105,16 +104,8 @@ impl Devices {
         mailbox: Mailbox,
         dev: &Path,
     ) -> Self {
-        let name = &config.resource.name;
-        let device = |(index, volume): (u8, &replication_core::config::VolumeConfig)| Device {
-            site: Site {
-                volume: VolumeIx(index),
-                minor: volume.minor,
-                queue_depth: config.queue_depth,
-                max_io_size: config.max_io_size,
-                links: Links::new(dev, name, volume.nr.0, volume.minor),
-                users: Arc::clone(&users),
-            },
+        let device = |volume: (u8, &replication_core::config::VolumeConfig)| Device {
+            site: Site::new(config, volume, &users, dev),
             wanted: NOTHING,
             actual: NOTHING,
             phase: Phase::Absent,

@@ -18,6 +18,7 @@ use replication_core::units::{Errno, Sector};
 
 use self::device::Devices;
 pub use self::steps::DeviceNews;
+use self::steps::Site;
 use crate::engine::Shared;
 use crate::holders::Users;
 use crate::nbd::Server;
@@ -35,6 +36,22 @@ pub struct Shape {
     pub physical_block: u32,
     /// Discards have an effect.
     pub discard: bool,
+}
+
+/// Removes the block devices that an engine which died has left. The caller knows that no engine
+/// lives.
+///
+/// # Errors
+/// One of them is in use, or the kernel does not let it go.
+pub fn clear(config: &EngineConfig) -> Result<()> {
+    if let Choice::Nbd(_) = config.frontend {
+        return Ok(());
+    }
+    let users = Arc::default();
+    for volume in (0_u8..).zip(&config.resource.volumes) {
+        Site::new(config, volume, &users, Path::new("/dev")).clear()?;
+    }
+    Ok(())
 }
 
 /// One of the two ways to serve the host.

@@ -1,15 +1,18 @@
 //! Steps in the life of a block device that block, each run on a helper thread.
 
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use replication_core::config::{EngineConfig, VolumeConfig};
 use replication_core::event::VolumeIx;
 use replication_core::limits::MAX_DISCARD_SIZE_OLD;
 
 use super::Shape;
 use super::links::Links;
 use crate::holders::{self, Usage, Users};
+use crate::patience::patiently;
 use crate::ublk::{
     AddDevice, Control, DeviceId, DeviceInfo, DeviceState, Discard, Flags, Params, Queue,
     UblkError, load_driver,
@@ -18,6 +21,8 @@ use crate::ublk::{
 /// How often and how long a device of a process that is still ending is tried again.
 const RECOVERY_TRIES: u32 = 100;
 const RECOVERY_PAUSE: Duration = Duration::from_millis(100);
+/// How long the kernel may take to notice that the process of a device has died.
+const DEATH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Most sectors of a discard or of zeroes: every peer takes this much at once, and it touches at
 /// most two activity-log extents.
@@ -97,6 +102,24 @@ pub(super) struct Site {
 }
 
 impl Site {
+    /// The site of a volume, with its links in `dev`.
+    pub(super) fn new(
+        config: &EngineConfig,
+        volume: (u8, &VolumeConfig),
+        users: &Arc<Users>,
+        dev: &Path,
+    ) -> Self {
+        let (index, volume) = volume;
+        Self {
+            volume: VolumeIx(index),
+            minor: volume.minor,
+            queue_depth: config.queue_depth,
+            max_io_size: config.max_io_size,
+            links: Links::new(dev, &config.resource.name, volume.nr.0, volume.minor),
+            users: Arc::clone(users),
+        }
+    }
+
     /// Makes a device, or takes over the one that an engine which died has left.
     pub(super) fn add(&self, shape: Shape) -> Result<Added> {
         let context = || format!("make block device of minor {}", self.minor);
@@ -213,6 +236,27 @@ impl Site {
         control.delete(id).with_context(context)?;
         self.forget(id);
         Ok(())
+    }
+
+    /// Removes the device that an engine which died has left, if nobody uses it. No engine lives.
+    pub(super) fn clear(&self) -> Result<()> {
+        let Some(id) = self.links.target() else {
+            return Ok(());
+        };
+        self.users.set_device(self.volume.at(), Some(id.block_path()));
+        if let Some(holder) = self.users.certainly_of_volume(self.volume.at()) {
+            bail!("{id} is in use ({holder}): its requests wait for the next engine");
+        }
+        let mut control = Control::open().with_context(|| format!("look at {id}"))?;
+        // A process that was killed is gone before the kernel has taken its requests back.
+        let look = || match control.get_info(id) {
+            Ok(info) if info.state == DeviceState::Live => Err(()),
+            Ok(_) | Err(_) => Ok(()),
+        };
+        if patiently(Instant::now() + DEATH_LIMIT, look, |()| true).is_err() {
+            bail!("{id} is still served by a process");
+        }
+        self.remove_left(id)
     }
 
     fn forget(&self, id: DeviceId) {
