@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod crash;
+pub mod disturb;
 pub mod fuzz;
 pub mod random;
 pub mod runner;

@@ -102,7 +102,7 @@ fn taken_over(state: u8, seed: u64) -> Pair {
 }
 
 /// A packet of the newest header format.
-fn framed(code: Code, volume: u16, body: &[u8]) -> Vec<u8> {
+pub(crate) fn framed(code: Code, volume: u16, body: &[u8]) -> Vec<u8> {
     let mut out = 0x8620_ec20_u32.to_be_bytes().to_vec();
     out.extend_from_slice(&volume.to_be_bytes());
     out.extend_from_slice(&code.code().to_be_bytes());
@@ -118,7 +118,7 @@ fn code(bytes: &mut Bytes<'_>) -> Code {
 }
 
 /// A packet: a command, a volume, and any body.
-fn packet(bytes: &mut Bytes<'_>) -> Vec<u8> {
+pub(crate) fn packet(bytes: &mut Bytes<'_>) -> Vec<u8> {
     let code = code(bytes);
     let volume = u16::from(bytes.u8() / 250);
     let length = usize::from(bytes.u8()) + if bytes.u8() > 250 { 4096 } else { 0 };
@@ -126,7 +126,7 @@ fn packet(bytes: &mut Bytes<'_>) -> Vec<u8> {
 }
 
 /// A packet that answers to something the core asked for, or nearly so.
-fn answer(bytes: &mut Bytes<'_>, wanted: &[(u64, u64, u32)]) -> Vec<u8> {
+pub(crate) fn answer(bytes: &mut Bytes<'_>, wanted: &[(u64, u64, u32)]) -> Vec<u8> {
     let code = code(bytes);
     let (which, twist) = (usize::from(bytes.u8()), bytes.u8());
     let last = wanted.len().checked_sub(1).map(|last| last - which % wanted.len());
