@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use replication_core::config::{
-    Authentication, BackingConfig, DiskConfig, EngineConfig, Frontend, NbdAddress, NetConfig,
-    OnIoError, RateConfig, ResourceConfig, VolumeConfig,
+    Authentication, BackingConfig, DiskConfig, EngineConfig, Frontend, HandlersConfig, NbdAddress,
+    NetConfig, OnIoError, RateConfig, ResourceConfig, VolumeConfig,
 };
 use replication_core::meta::MetaKind;
 use replication_core::split_brain;
@@ -19,11 +19,16 @@ use replication_core::wire::{HmacAlg, ReplicationProtocol};
 use crate::conf::{self, MetaDisk, NodeView, VolumeView, is_same_host};
 use crate::exit::{self, Failure};
 
-/// The configuration of the engine for a resource.
+/// The configuration of the engine for a resource, which was read from the file `main` and those
+/// that it includes.
 ///
 /// # Errors
 /// If the engine has nothing that corresponds to a setting, or a path is no text.
-pub fn engine_config(view: &NodeView, run_dir: &Path) -> Result<EngineConfig, Failure> {
+pub fn engine_config(
+    view: &NodeView,
+    run_dir: &Path,
+    main: &Path,
+) -> Result<EngineConfig, Failure> {
     let name = &view.resource;
     let run_dir = text(name, run_dir)?;
     let volumes = view.volumes.iter().map(|volume| volume_config(name, volume));
@@ -42,6 +47,7 @@ pub fn engine_config(view: &NodeView, run_dir: &Path) -> Result<EngineConfig, Fa
         resource,
         node: view.node.clone(),
         backing: backing.collect::<Result<_, _>>()?,
+        handlers: handlers(view, main)?,
         local: local_address(view)?,
         remote: view.remote,
         frontend: frontend(view, &run_dir)?,
@@ -49,6 +55,30 @@ pub fn engine_config(view: &NodeView, run_dir: &Path) -> Result<EngineConfig, Fa
         max_io_size: view.options.max_io_size_bytes,
         run_dir,
     })
+}
+
+/// The handlers that the engine runs, and what they find in their environment besides what names
+/// the volume: the variables of today and those of 8.x.
+fn handlers(view: &NodeView, main: &Path) -> Result<HandlersConfig, Failure> {
+    let family = |address: SocketAddr| if address.is_ipv4() { "ipv4" } else { "ipv6" };
+    let main = std::path::absolute(main).unwrap_or_else(|_| main.to_owned());
+    let peer = view.peer.clone().unwrap_or_else(|| view.remote.to_string());
+    let mut environment = vec![
+        ("DRBD_CONF".to_owned(), text(&view.resource, &main)?),
+        ("DRBD_PEER".to_owned(), peer.clone()),
+        ("DRBD_PEERS".to_owned(), peer.clone()),
+        ("DRBD_MY_AF".to_owned(), family(view.local).to_owned()),
+        ("DRBD_MY_ADDRESS".to_owned(), view.local.ip().to_string()),
+        ("DRBD_PEER_AF".to_owned(), family(view.remote).to_owned()),
+        ("DRBD_PEER_ADDRESS".to_owned(), view.remote.ip().to_string()),
+    ];
+    let (own_id, peer_id) = view.node_ids;
+    for (id, role, host) in [(own_id, "MY", view.node.clone()), (peer_id, "PEER", peer)] {
+        let Some(id) = id else { continue };
+        environment.push((format!("DRBD_{role}_NODE_ID"), id.to_string()));
+        environment.push((format!("DRBD_NODE_ID_{id}"), host));
+    }
+    Ok(HandlersConfig { local_io_error: view.handlers.get("local-io-error").cloned(), environment })
 }
 
 fn refused(resource: &str, what: &str) -> Failure {
@@ -192,10 +222,7 @@ fn volume_config(resource: &str, volume: &VolumeView) -> Result<VolumeConfig, Fa
     let on_io_error = match options.on_io_error {
         conf::OnIoError::PassOn => OnIoError::PassOn,
         conf::OnIoError::Detach => OnIoError::Detach,
-        conf::OnIoError::CallLocalIoError => {
-            let what = "on-io-error call-local-io-error: handlers are not run; use 'detach'";
-            return Err(refused(&object, what));
-        }
+        conf::OnIoError::CallLocalIoError => OnIoError::CallLocalIoError,
     };
     Ok(VolumeConfig {
         nr: VolumeNr(volume.nr),
@@ -243,7 +270,8 @@ mod tests {
         );
         let files = MemoryFiles::default().with("/drbd.conf", file);
         let (config, _) = load(Path::new("/drbd.conf"), &files).unwrap();
-        engine_config(&config.for_node("r0", node).unwrap(), Path::new("/run/drbd"))
+        let view = config.for_node("r0", node).unwrap();
+        engine_config(&view, Path::new("/run/drbd"), config.main())
     }
 
     /// What is not configured is as in the core's own defaults, apart from what the edge decides.
@@ -297,10 +325,28 @@ mod tests {
         assert_eq!(bob.resource.net.after_sb_0pri, split_brain::AfterSb0Pri::DiscardLocal);
     }
 
-    /// A handler that would not run is no reaction to an error.
+    /// The command line goes to the engine as it is, with what handlers want to know.
     #[test]
-    fn handlers_are_refused() {
-        let options = "disk { on-io-error call-local-io-error; }";
-        assert_eq!(config(options, "alice").unwrap_err().exit, exit::FAILURE);
+    fn handlers_are_handed_over() {
+        let options = "disk { on-io-error call-local-io-error; }
+                       handlers { local-io-error \"notify $DRBD_RESOURCE; halt -f\";
+                                  split-brain /usr/lib/drbd/notify-split-brain.sh; }";
+        let config = config(options, "alice").unwrap();
+        assert_eq!(config.resource.volumes[0].disk.on_io_error, OnIoError::CallLocalIoError);
+        let command = config.handlers.local_io_error.as_deref();
+        assert_eq!(command, Some("notify $DRBD_RESOURCE; halt -f"));
+        let environment = config.handlers.environment.iter();
+        let environment: Vec<String> =
+            environment.map(|(name, value)| format!("{name}={value}")).collect();
+        let expected = [
+            "DRBD_CONF=/drbd.conf",
+            "DRBD_PEER=bob",
+            "DRBD_PEERS=bob",
+            "DRBD_MY_AF=ipv4",
+            "DRBD_MY_ADDRESS=10.0.0.1",
+            "DRBD_PEER_AF=ipv4",
+            "DRBD_PEER_ADDRESS=10.0.0.2",
+        ];
+        assert_eq!(environment, expected);
     }
 }

@@ -31,6 +31,23 @@ pub enum DiskOp {
     },
 }
 
+/// A program of the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handler {
+    /// The local disk has failed.
+    LocalIoError,
+}
+
+impl Handler {
+    /// The name that operators know.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::LocalIoError => "local-io-error",
+        }
+    }
+}
+
 /// How loud a log line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -174,6 +191,13 @@ pub enum Action {
         scope: Scope,
         /// The words.
         text: String,
+    },
+    /// Run a program of the operator. Not answered: nothing waits for what it does.
+    RunHandler {
+        /// Which.
+        handler: Handler,
+        /// What about.
+        volume: VolumeIx,
     },
     /// Everything is put away: the process may end.
     Stop,

@@ -127,6 +127,19 @@ pub enum OnIoError {
     PassOn,
     /// Give up the disk and go on with the peer's.
     Detach,
+    /// The same, and the operator's handler `local-io-error` runs.
+    CallLocalIoError,
+}
+
+impl OnIoError {
+    /// Whether the disk is given up.
+    #[must_use]
+    pub const fn detaches(self) -> bool {
+        match self {
+            Self::PassOn => false,
+            Self::Detach | Self::CallLocalIoError => true,
+        }
+    }
 }
 
 /// The resync controller (`resync-rate`, `c-*`).
@@ -251,6 +264,16 @@ pub struct BackingConfig {
     pub meta_disk: Option<String>,
 }
 
+/// The operator's programs (`handlers` section): what the engine runs when something happens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandlersConfig {
+    /// Command line for the shell, after a local I/O error with
+    /// [`OnIoError::CallLocalIoError`]. `None`: nothing runs.
+    pub local_io_error: Option<String>,
+    /// Names and values that every handler finds in its environment.
+    pub environment: Vec<(String, String)>,
+}
+
 /// Everything an engine process needs to run one resource.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineConfig {
@@ -260,6 +283,9 @@ pub struct EngineConfig {
     pub node: String,
     /// Files, in the order of `resource.volumes`.
     pub backing: Vec<BackingConfig>,
+    /// The operator's programs.
+    #[serde(default)]
+    pub handlers: HandlersConfig,
     /// Address to listen on and to connect from.
     pub local: SocketAddr,
     /// The peer's address.

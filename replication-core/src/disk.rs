@@ -16,7 +16,8 @@ mod attach;
 
 use arrayvec::ArrayVec;
 
-use crate::action::{Action, DiskOp, Level, Scope};
+use crate::action::{Action, DiskOp, Handler, Level, Scope};
+use crate::config::OnIoError;
 use crate::event::{OpId, VolumeIx};
 use crate::gi::Uuid;
 use crate::limits::AL_UPDATES_PER_TRANSACTION;
@@ -50,6 +51,10 @@ impl Resource {
             return;
         }
         self.log(Level::Error, Scope::Device(ix), format!("{text}. Detaching..."));
+        if self.volumes[at].config.disk.on_io_error == OnIoError::CallLocalIoError {
+            let handler = Handler::LocalIoError;
+            self.out.push(Action::RunHandler { handler, volume: ix });
+        }
         let mut state: State = self.volumes[at].state;
         state.disk = Disk::Failed;
         self.set_state(at, state, "local I/O error");

@@ -11,7 +11,6 @@
 
 use crate::action::{Action, DiskOp};
 use crate::activity_log::Acquire;
-use crate::config::OnIoError;
 use crate::connect::{Hold, Then};
 use crate::epoch::{EpochId, VolumeSet};
 use crate::event::VolumeIx;
@@ -495,7 +494,7 @@ impl Resource {
         if what == "write" {
             self.volumes[at].set_out_of_sync(range);
         }
-        let detach = self.volumes[at].config.disk.on_io_error == OnIoError::Detach;
+        let detach = self.volumes[at].config.disk.on_io_error.detaches();
         if detach || request.step == Step::Flushing {
             let text = format!("Local IO failed in {what} for the peer at {range} ({errno})");
             self.fail_disk(at, &text);

@@ -1,5 +1,6 @@
 //! Scripted runs with failing, missing and growing disks.
 
+use replication_core::action::Handler;
 use replication_core::config::OnIoError;
 use replication_core::control::Command;
 use replication_core::event::HostOp;
@@ -127,10 +128,10 @@ fn without_any_copy_requests_fail_or_wait() {
     }
 }
 
-/// A read error here is served by the peer, under both policies (RD-3).
+/// A read error here is served by the peer, under all policies (RD-3).
 #[test]
 fn a_local_read_error_is_served_by_the_peer() {
-    for policy in [OnIoError::Detach, OnIoError::PassOn] {
+    for policy in [OnIoError::Detach, OnIoError::PassOn, OnIoError::CallLocalIoError] {
         let mut w = World::new(305, Setup::with(|s| s.disk(|disk| disk.on_io_error = policy)));
         w.start_synced();
         w.write(A, 0, 0, 64);
@@ -138,7 +139,9 @@ fn a_local_read_error_is_served_by_the_peer() {
         w.read(A, 0, 0, 64);
         let found = w.state(A, 0).disk;
         match policy {
-            OnIoError::Detach => assert!(found <= Disk::Failed, "{found}"),
+            OnIoError::Detach | OnIoError::CallLocalIoError => {
+                assert!(found <= Disk::Failed, "{found}");
+            }
             OnIoError::PassOn => assert!(found >= Disk::Inconsistent, "{found}"),
         }
         w.read_all(A, 0);
@@ -168,6 +171,39 @@ fn one_disk_error_is_survived() {
             w.wait_synced();
             w.read_all(A, 0);
         }
+    }
+}
+
+/// An error of any part of the disk runs the handler, once and on its own node, if so configured;
+/// an operator who detaches does not.
+#[test]
+fn a_disk_error_runs_the_handler() {
+    let handled = |policy: OnIoError, n: usize, kind: Option<Kind>| {
+        let mut w = World::new(325, Setup::with(|s| s.disk(|disk| disk.on_io_error = policy)));
+        w.start_synced();
+        // The load begins with an empty activity log: that is metadata to write.
+        match kind {
+            Some(kind) => fail_once(&mut w, n, kind),
+            None => w.must(n, Command::Detach { volume: None, force: false }),
+        }
+        w.start_load(A, Load::mixed(hot_areas()));
+        w.run_for(Span::from_secs(1));
+        w.drain(A);
+        assert_eq!(w.nodes[A].host.errors, 0, "{policy:?} {kind:?} of node {n}");
+        assert_eq!(w.nodes[1 - n].handlers, []);
+        assert_eq!(w.state(n, 0).disk, Disk::Diskless, "{policy:?} {kind:?} of node {n}");
+        std::mem::take(&mut w.nodes[n].handlers)
+    };
+    // A connected Secondary writes no metadata for the writes of its peer.
+    let data = [Kind::Write, Kind::Flush];
+    let all = [Kind::Write, Kind::Flush, Kind::MetaWrite];
+    for (n, kinds) in [(A, &all[..]), (B, &data[..])] {
+        for &kind in kinds {
+            let ran = handled(OnIoError::CallLocalIoError, n, Some(kind));
+            assert_eq!(ran, [Handler::LocalIoError], "{kind:?} of node {n}");
+            assert_eq!(handled(OnIoError::Detach, n, Some(kind)), []);
+        }
+        assert_eq!(handled(OnIoError::CallLocalIoError, n, None), []);
     }
 }
 

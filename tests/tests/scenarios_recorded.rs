@@ -3,7 +3,7 @@
 //! The history of the in-tree driver is the best list of tests there is. Each failure that was
 //! recorded there is replayed here under its number; tests/README.md has the list.
 
-use replication_core::config::{EngineConfig, Frontend, NbdAddress, OnIoError};
+use replication_core::config::{EngineConfig, Frontend, HandlersConfig, NbdAddress, OnIoError};
 use replication_core::control::Command;
 use replication_core::event::HostOp;
 use replication_core::resource::ConfigError;
@@ -324,6 +324,7 @@ fn recorded_12_frozen_requests_fail_when_the_policy_changes() {
         resource,
         node: String::from("alpha"),
         backing: Vec::new(),
+        handlers: HandlersConfig::default(),
         local: "127.0.0.1:7788".parse().unwrap(),
         remote: "127.0.0.1:7789".parse().unwrap(),
         frontend: Frontend::Nbd(NbdAddress::Unix(String::from("nbd"))),

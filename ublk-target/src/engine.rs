@@ -35,6 +35,7 @@ use crate::arena::Layout;
 use crate::control::Socket;
 use crate::disk::{self, Disks, Opened};
 use crate::frontend::{self, Frontend, Shape};
+use crate::handler::{self, HostMounts};
 use crate::holders::Users;
 use crate::log::CoreLog;
 use crate::net::Net;
@@ -155,6 +156,7 @@ struct Engine {
     signals: SignalFd,
     signals_fd: Fd,
     users: Arc<Users>,
+    mounts: HostMounts,
     waiting: BTreeMap<CommandId, Waiting>,
     /// The command that the frontend has asked for.
     own_command: Option<CommandId>,
@@ -184,10 +186,15 @@ pub fn run(config: EngineConfig, up: bool, signals: SignalFd) -> Result<()> {
     let lock = process::lock_resource(run_dir, &name).context("start engine")?;
     // No thread shall keep the file system busy from which the engine was started.
     std::env::set_current_dir("/").context("change to the root directory")?;
-    let needed = (config.frontend == Choice::Ublk).then(|| needed_paths(&config));
+    let mut mounts = HostMounts::default();
+    let mut needed = None;
+    if config.frontend == Choice::Ublk {
+        mounts = HostMounts::remember()?;
+        needed = Some(needed_paths(&config));
+    }
     process::harden(needed.as_deref());
     let users = Arc::new(Users::default());
-    let mut engine = Engine::new(config, signals, Arc::clone(&users))?;
+    let mut engine = Engine::new(config, signals, Arc::clone(&users), mounts)?;
     let mailbox = engine.mailbox.clone();
     let socket = Socket::open(&engine.config, users, mailbox)?;
     engine.service.tell(Notice::Ready);
@@ -250,7 +257,12 @@ fn duplicate(fd: &impl AsFd) -> Result<Fd> {
 }
 
 impl Engine {
-    fn new(config: EngineConfig, signals: SignalFd, users: Arc<Users>) -> Result<Self> {
+    fn new(
+        config: EngineConfig,
+        signals: SignalFd,
+        users: Arc<Users>,
+        mounts: HostMounts,
+    ) -> Result<Self> {
         let volumes = config.resource.volumes.len();
         let mut shared = Shared::new(&config)?;
         let (mailbox, inbox) = channel()?;
@@ -275,6 +287,7 @@ impl Engine {
             signals,
             signals_fd,
             users,
+            mounts,
             waiting: BTreeMap::new(),
             own_command: None,
             own_commands: OWN_COMMANDS,
@@ -621,6 +634,11 @@ impl Engine {
             Action::Log { level, scope, text } => {
                 self.log.write(shared.now(), level, scope, &text);
             }
+            Action::RunHandler { handler, volume } => {
+                if let Err(error) = handler::start(handler, volume, &self.config, &self.mounts) {
+                    tracing::error!("run handler {}: {error:#}", handler.name());
+                }
+            }
             Action::Stop => self.stop(),
             Action::Leave => self.life = Life::Over,
         }
@@ -711,7 +729,8 @@ mod tests {
 
     fn engine(dir: &std::path::Path) -> Engine {
         let config = settings::tests::config(dir);
-        Engine::new(config, block_signals().unwrap(), Arc::default()).unwrap()
+        let signals = block_signals().unwrap();
+        Engine::new(config, signals, Arc::default(), HostMounts::default()).unwrap()
     }
 
     /// Whatever the core waits for, a forced `down` is answered and the end begins.

@@ -15,6 +15,7 @@
 //! | [`frontend`], [`nbd`] | the host's side |
 //! | [`ublk`] | the kernel's block driver for user space |
 //! | [`control`] | the operator's socket |
+//! | [`handler`] | the operator's programs |
 //! | [`process`], [`service`], [`log`], [`settings`] | the process itself |
 
 pub mod arena;
@@ -22,6 +23,7 @@ pub mod control;
 pub mod disk;
 pub mod engine;
 pub mod frontend;
+pub mod handler;
 pub mod holders;
 pub mod log;
 pub mod nbd;

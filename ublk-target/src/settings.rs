@@ -86,7 +86,8 @@ pub fn check(config: &EngineConfig) -> Result<()> {
 pub(crate) mod tests {
     use super::*;
     use replication_core::config::{
-        BackingConfig, DiskConfig, Frontend, NbdAddress, NetConfig, ResourceConfig, VolumeConfig,
+        BackingConfig, DiskConfig, Frontend, HandlersConfig, NbdAddress, NetConfig, ResourceConfig,
+        VolumeConfig,
     };
     use replication_core::meta::MetaKind;
     use replication_core::state::OnNoData;
@@ -110,6 +111,7 @@ pub(crate) mod tests {
             },
             node: "alice".to_owned(),
             backing: vec![BackingConfig { disk: Some(file("disk")), meta_disk: None }],
+            handlers: HandlersConfig::default(),
             local: "127.0.0.1:7788".parse().unwrap(),
             remote: "127.0.0.1:7789".parse().unwrap(),
             frontend: Frontend::Nbd(NbdAddress::Unix(file("nbd.sock"))),

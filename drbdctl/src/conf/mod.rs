@@ -142,6 +142,12 @@ fn read_all(parser: &mut Parser<'_>, inputs: Inputs) -> Outcome<()> {
 }
 
 impl Config {
+    /// The file that includes all others.
+    #[must_use]
+    pub fn main(&self) -> &Path {
+        &self.main
+    }
+
     /// Names of all resources, in the order of the files.
     #[must_use]
     pub fn resources(&self) -> Vec<&str> {

@@ -73,7 +73,7 @@ impl Session<'_> {
         if !self.context.dry_run {
             self.context.check_address(&view)?;
         }
-        let config = engine_config(&view, &self.context.run_dir)?;
+        let config = engine_config(&view, &self.context.run_dir, self.context.config()?.main())?;
         Ok((config, self.context.paths(&on.resource)?))
     }
 

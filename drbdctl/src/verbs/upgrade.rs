@@ -110,7 +110,7 @@ impl Session<'_> {
             return Ok(config);
         }
         let view = self.context.view(&on.resource)?;
-        let config = engine_config(&view, &self.context.run_dir)?;
+        let config = engine_config(&view, &self.context.run_dir, self.context.config()?.main())?;
         engine::write_config(paths, &config)?;
         Ok(config)
     }

@@ -1,7 +1,6 @@
 //! How requests of the host end: parts that come back, acknowledgements, and the loss of the peer.
 
 use super::{AckKind, Local, Net, Progress, Request};
-use crate::config::OnIoError;
 use crate::connect::Then;
 use crate::event::HostOp;
 use crate::mutant::Mutant;
@@ -78,7 +77,7 @@ impl Resource {
         }
         let policy = self.volumes[at].config.disk.on_io_error;
         // DUR-4: a failed flush always fails the disk.
-        if policy == OnIoError::Detach || op == HostOp::Flush {
+        if policy.detaches() || op == HostOp::Flush {
             self.fail_disk(at, &format!("Local IO failed in {what} at {range} ({errno})"));
         } else if op != HostOp::Read {
             self.distrust_disk(at);

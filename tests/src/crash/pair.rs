@@ -423,7 +423,8 @@ impl Pair {
                 self.nodes[n].log.push(text);
             }
             Action::SetSize { sectors, .. } => self.nodes[n].size = sectors.0,
-            Action::CloseDisk { .. } | Action::Stop | Action::Leave => {}
+            Action::CloseDisk { .. } | Action::RunHandler { .. } | Action::Stop | Action::Leave => {
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! The first phase: what the operator does.
 
-use replication_core::config::{EngineConfig, Frontend, NbdAddress, OnIoError};
+use replication_core::config::{EngineConfig, Frontend, HandlersConfig, NbdAddress, OnIoError};
 use replication_core::control::Command;
 use replication_core::state::OnNoData;
 use replication_core::units::{Span, VolumeNr};
@@ -228,6 +228,7 @@ impl Run {
             resource: self.w.nodes[n].setup.config.clone(),
             node: String::from("node"),
             backing: Vec::new(),
+            handlers: HandlersConfig::default(),
             local: std::net::SocketAddr::from(([127, 0, 0, 1], 7788)),
             remote: std::net::SocketAddr::from(([127, 0, 0, 1], 7789)),
             frontend: Frontend::Nbd(NbdAddress::Unix(String::from("nbd"))),
@@ -246,7 +247,8 @@ impl Run {
         let passes_on = self.rng.chance(50);
         for volume in &mut self.w.nodes[n].setup.config.volumes {
             volume.disk.al_extents = slots;
-            volume.disk.on_io_error = if passes_on { OnIoError::PassOn } else { OnIoError::Detach };
+            let detach = OnIoError::CallLocalIoError;
+            volume.disk.on_io_error = if passes_on { OnIoError::PassOn } else { detach };
         }
         self.w.nodes[n].setup.config.net.use_rle = self.rng.chance(50);
         self.w.boot(n);

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use replication_core::action::{Action, DiskOp};
+use replication_core::action::{Action, DiskOp, Handler};
 use replication_core::event::{Event, HostOp};
 use replication_core::state::{Conn, Disk, Role};
 use replication_core::wire::Command as PacketType;
@@ -86,7 +86,7 @@ const RULES: [&str; 17] = [
 ];
 
 /// Actions of the core, one name each.
-const ACTIONS: [&str; 20] = [
+const ACTIONS: [&str; 21] = [
     "OpenDisk",
     "ProbeDisk",
     "CloseDisk",
@@ -105,6 +105,7 @@ const ACTIONS: [&str; 20] = [
     "Complete",
     "SetSize",
     "Reply",
+    "Handler local-io-error",
     "Stop",
     "Leave",
 ];
@@ -215,6 +216,9 @@ pub const fn action_name(action: &Action) -> Option<&'static str> {
         Action::Complete { .. } => "Complete",
         Action::SetSize { .. } => "SetSize",
         Action::Reply { .. } => "Reply",
+        Action::RunHandler { handler, .. } => match handler {
+            Handler::LocalIoError => "Handler local-io-error",
+        },
         Action::Stop => "Stop",
         Action::Leave => "Leave",
         Action::Send { .. } | Action::Log { .. } => return None,

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use replication_core::action::{Action, DiskOp};
+use replication_core::action::{Action, DiskOp, Handler};
 use replication_core::control::{Refusal, Reply};
 use replication_core::event::{DiskInfo, Event, OpId, SockGone, SockId, VolumeIx};
 use replication_core::meta::al_journal::encode_initialised;
@@ -100,6 +100,8 @@ pub struct Node {
     pub replies: BTreeMap<u64, Result<Reply, Refusal>>,
     /// Log lines of all incarnations.
     pub log: Vec<String>,
+    /// Handlers that were to run.
+    pub handlers: Vec<Handler>,
     /// The process ended by itself.
     pub is_stopped: bool,
     /// The users of its devices.
@@ -160,6 +162,7 @@ impl Node {
             sizes: vec![0; volumes],
             replies: BTreeMap::new(),
             log: Vec::new(),
+            handlers: Vec::new(),
             is_stopped: false,
             host: Host::new(volumes, setup.queue_depth),
             clock: Span::ZERO,
@@ -466,6 +469,7 @@ impl World {
                 self.watch_log(&text);
                 self.nodes[n].log.push(format!("{level:?} {scope:?}: {text}"));
             }
+            Action::RunHandler { handler, .. } => self.nodes[n].handlers.push(handler),
             Action::Stop => self.stop(n),
             Action::Leave => self.leave(n),
         }

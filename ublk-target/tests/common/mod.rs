@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use replication_core::config::{
-    BackingConfig, DiskConfig, EngineConfig, Frontend, NbdAddress, NetConfig, RateConfig,
-    ResourceConfig, VolumeConfig,
+    BackingConfig, DiskConfig, EngineConfig, Frontend, HandlersConfig, NbdAddress, NetConfig,
+    RateConfig, ResourceConfig, VolumeConfig,
 };
 use replication_core::control::{
     Command, Refusal, Reply, Status, decode_frame, encode_frame, frame_length,
@@ -132,6 +132,7 @@ fn config(
         },
         node: node.to_owned(),
         backing: vec![BackingConfig { disk: Some(text(dir.join("disk"))), meta_disk: None }],
+        handlers: HandlersConfig::default(),
         local: format!("{network}.{local}:7788").parse().unwrap(),
         remote: format!("{network}.{remote}:7788").parse().unwrap(),
         frontend: Frontend::Nbd(NbdAddress::Unix(text(dir.join("nbd.sock")))),
