@@ -375,7 +375,7 @@ mod tests {
             minor: 0,
             queue_depth: 128,
             max_io_size: 1 << 20,
-            links: Links::new(std::path::Path::new("/nowhere"), "r0", 0, 0),
+            links: Links::new(Path::new("/nowhere"), "r0", 0, 0),
             users: Arc::default(),
         };
         for discard in [false, true] {
