@@ -12,6 +12,15 @@ fn random_faults_heal() {
     assert!(requests > 2_000, "only {requests} requests were answered");
 }
 
+/// Situations that are rare and legal, and that a check or the operator of a run once took for
+/// wrong: a write refused for want of a disk (2236).
+#[test]
+fn rare_situations_are_judged_rightly() {
+    for seed in [2236] {
+        run(&Case::of(seed));
+    }
+}
+
 /// A seed gives the same run every time (LV-4).
 #[test]
 fn a_seed_replays() {

@@ -367,3 +367,23 @@ fn a_forced_down_with_unconfirmed_writes_is_no_clean_end() {
     w.wait_synced();
     assert!(w.differing[0].is_empty(), "{:?}", w.differing[0]);
 }
+
+/// A write that its receiver refuses for want of a disk is over: what is written in later epochs,
+/// when the disk is back and the connection is the same, does not wait for it (ORD-2).
+#[test]
+fn a_refused_write_holds_no_epoch_open() {
+    let mut w = World::new(711, Setup::with(|s| s.speed.jitter = Span::from_ms(20)));
+    w.start_synced();
+    w.write(A, 0, 0, 8);
+    w.settle();
+    // No resync asks for a part of a block: it cannot be taken for this write.
+    w.submit(A, 0, HostOp::Write { fua: false }, SectorRange { start: 1, end: 4 }).unwrap();
+    w.disk_failed(B, 0);
+    w.must(B, Command::Detach { volume: None, force: true });
+    w.drain(A);
+    assert_eq!(w.packets_sent("P_NEG_ACK"), 1, "the write came when the disk was gone");
+    w.must(B, Command::Attach(None));
+    w.wait_synced();
+    w.write(A, 0, 64, 8);
+    w.wait_synced();
+}

@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use replication_core::control::{Command, Refusal, Reply};
 use replication_core::event::{Event, VolumeIx};
 use replication_core::state::{Conn, Disk as DiskState, Role, State};
-use replication_core::units::{Buf, SectorRange};
-use replication_core::wire::{Packet, ReplicationProtocol};
+use replication_core::units::{Buf, Sector, SectorRange};
+use replication_core::wire::{BlockId, Packet, ReplicationProtocol};
 
 use super::coverage::{Family, request_name};
 use super::ledger::Write;
@@ -30,6 +30,7 @@ const LOG_SAMPLE: u64 = 16;
 /// A mirrored write that a node has received.
 #[derive(Clone, Copy, Debug)]
 struct Received {
+    block_id: BlockId,
     epoch: u64,
     volume: usize,
     range: SectorRange,
@@ -94,6 +95,10 @@ fn nr(volume: usize) -> u8 {
     u8::try_from(volume).expect("few volumes")
 }
 
+fn sectors(first: Sector, bytes: u32) -> SectorRange {
+    SectorRange { start: first.0, end: first.0 + u64::from(bytes) / 512 }
+}
+
 impl World {
     /// From now on this node sends packets on this connection that are not its core's: what the
     /// other one answers is not held against it.
@@ -124,7 +129,7 @@ impl World {
 
     fn watch_received(&mut self, n: usize, volume: usize, packet: &Packet, buf: Option<Buf>) {
         let receiver = &mut self.watch.receivers[n];
-        let range = match packet {
+        let (range, block_id) = match packet {
             Packet::ConnectionFeatures(_) => {
                 *receiver = Receiver::default();
                 return;
@@ -133,17 +138,22 @@ impl World {
                 receiver.epoch += 1;
                 return;
             }
-            Packet::Data(h) => {
-                SectorRange { start: h.sector.0, end: h.sector.0 + u64::from(h.len) / 512 }
-            }
-            Packet::Trim(h) | Packet::Zeroes(h) => {
-                SectorRange { start: h.sector.0, end: h.sector.0 + u64::from(h.size) / 512 }
-            }
+            Packet::Data(h) => (sectors(h.sector, h.len), h.block_id),
+            Packet::Trim(h) | Packet::Zeroes(h) => (sectors(h.sector, h.size), h.block_id),
             _ => return,
         };
         let epoch = receiver.epoch;
         let (submitted, done, failed) = (false, false, false);
-        receiver.writes.push(Received { epoch, volume, range, buf, submitted, done, failed });
+        receiver.writes.push(Received {
+            block_id,
+            epoch,
+            volume,
+            range,
+            buf,
+            submitted,
+            done,
+            failed,
+        });
     }
 
     /// ORD-3: what a packet that is being sent says about epochs.
@@ -157,6 +167,11 @@ impl World {
                 let sender = &mut self.watch.senders[n];
                 let writes = std::mem::take(&mut sender.writes);
                 sender.barriers.push_back((barrier.0, writes));
+            }
+            Packet::NegAck(ack) => {
+                // ORD-2: a write that is refused before it was submitted never will be.
+                let refused = |w: &Received| !w.submitted && w.block_id == ack.block_id;
+                self.watch.receivers[n].writes.retain(|w| !refused(w));
             }
             Packet::BarrierAck { barrier, set_size } => {
                 if !self.net.is_open_at(stream, 1 - n) {
