@@ -387,3 +387,23 @@ fn a_refused_write_holds_no_epoch_open() {
     w.write(A, 0, 64, 8);
     w.wait_synced();
 }
+
+/// The source of a resync dies when its target has ended it and is of the same generation, before
+/// the source has heard of it: no write is alone then (GI-1, GI-8).
+#[test]
+fn a_source_may_die_before_it_hears_of_the_end() {
+    let setup = Setup::with(|s| s.speed.jitter = Span::from_ms(20));
+    let mut w = World::new(712, setup);
+    w.start_synced();
+    w.kill(B);
+    wait_alone(&mut w, A);
+    w.write(A, 0, 0, 64);
+    w.restart(B);
+    let of = |w: &World, n: usize| w.on_disk(n, 0).expect("a disk").superblock.uuids.current | 1;
+    let limit = Span::from_secs(60);
+    w.run_until("the target is of the source's generation", limit, |w| of(w, A) == of(w, B));
+    assert_eq!(w.conn(A), Conn::SyncSource);
+    w.kill(A);
+    w.restart(A);
+    w.wait_synced();
+}

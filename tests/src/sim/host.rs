@@ -286,13 +286,24 @@ impl World {
         let mirrored = state.conn >= Conn::Connected && state.pdsk == DiskState::UpToDate;
         if !mirrored {
             self.stale[1 - n][volume] = true;
-            self.since_sync[volume].alone.insert(n);
+            if !(state.conn == Conn::SyncSource && self.has_ended_resync(1 - n, volume)) {
+                self.since_sync[volume].alone.insert(n);
+            }
         }
         if state.conn < Conn::Connected {
             self.wrote_apart(n, volume);
         }
         if state.disk != DiskState::UpToDate {
             self.stale[n][volume] = true;
+        }
+    }
+
+    /// Whether a node is done with a resync, of which its source need not have heard yet. What is
+    /// mirrored to it meanwhile is not written alone.
+    fn has_ended_resync(&self, n: usize, volume: usize) -> bool {
+        self.is_alive(n) && {
+            let state = self.state(n, volume);
+            state.conn == Conn::Connected && state.disk == DiskState::UpToDate
         }
     }
 

@@ -383,6 +383,15 @@ impl World {
                 && new.conn >= Conn::Connected;
             if became_equal {
                 self.histories_meet(volume);
+                let was_target = old.is_some_and(|old| old.conn == Conn::SyncTarget);
+                let peer = 1 - n;
+                if was_target
+                    && self.is_alive(peer)
+                    && self.state(peer, volume).conn == Conn::SyncSource
+                {
+                    // It has all that its peer wrote alone, and its peer's generation (GI-8).
+                    self.since_sync[volume].alone.remove(&peer);
+                }
             }
             self.watch.states[n].truncate(volume);
             self.watch.states[n].push(new);
