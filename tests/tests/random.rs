@@ -14,10 +14,10 @@ fn random_faults_heal() {
 
 /// Situations that are rare and legal, and that a check or the operator of a run once took for
 /// wrong: a write refused for want of a disk (2236), a source that dies at the end of a resync
-/// (11679).
+/// (11679), another protocol in force than configured (11867).
 #[test]
 fn rare_situations_are_judged_rightly() {
-    for seed in [2236, 11_679] {
+    for seed in [2236, 11_679, 11_867] {
         run(&Case::of(seed));
     }
 }

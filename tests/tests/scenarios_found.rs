@@ -1,6 +1,6 @@
 //! Failures that seeds of the simulator have found, each as a scenario.
 
-use replication_core::config::OnIoError;
+use replication_core::config::{EngineConfig, Frontend, NbdAddress, OnIoError};
 use replication_core::control::Command;
 use replication_core::event::HostOp;
 use replication_core::state::{Conn, Disk, Role};
@@ -405,5 +405,35 @@ fn a_source_may_die_before_it_hears_of_the_end() {
     assert_eq!(w.conn(A), Conn::SyncSource);
     w.kill(A);
     w.restart(A);
+    w.wait_synced();
+}
+
+/// A node takes the protocol over that its peer was told of, and answers the host as that one says
+/// (ACK-A), whatever its own configuration is.
+#[test]
+fn a_node_writes_by_the_protocol_of_its_peer() {
+    let mut w = World::new(713, Setup::default());
+    w.start_synced();
+    let mut resource = w.nodes[B].setup.config.clone();
+    resource.net.protocol = ReplicationProtocol::A;
+    let config = EngineConfig {
+        resource,
+        node: String::from("beta"),
+        backing: Vec::new(),
+        local: "127.0.0.1:7789".parse().unwrap(),
+        remote: "127.0.0.1:7788".parse().unwrap(),
+        frontend: Frontend::Nbd(NbdAddress::Unix(String::from("nbd"))),
+        queue_depth: 8,
+        max_io_size: 1 << 17,
+        run_dir: String::new(),
+    };
+    w.must(B, Command::Adjust(Box::new(config)));
+    w.wait_log(A, "peer changed the settings: protocol A");
+    w.nodes[B].slowness = 100;
+    for at in 0..8 {
+        w.write(A, 0, at * 8, 8);
+    }
+    assert!(!w.differing[0].is_empty(), "no write was answered before the peer had it");
+    w.heal_disks(B);
     w.wait_synced();
 }

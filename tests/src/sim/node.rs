@@ -380,6 +380,7 @@ impl World {
         self.note(n, "=== started");
         self.crashed_primary_returns(n);
         self.nodes[n].boot();
+        self.watch_boot(n);
         self.net.revive(self.now, n);
     }
 

@@ -59,7 +59,7 @@ impl World {
         }
         self.sent[n] += bytes.len() as u64;
         self.count_packet(packet);
-        self.watch_sent(n, stream, packet);
+        self.watch_sent(n, stream, volume, packet);
         self.net.send(self.now, stream, n, number, bytes);
     }
 

@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use replication_core::control::{Command, Refusal, Reply};
 use replication_core::event::{Event, VolumeIx};
 use replication_core::state::{Conn, Disk as DiskState, Role, State};
-use replication_core::units::{Buf, Sector, SectorRange};
-use replication_core::wire::{BlockId, Packet, ReplicationProtocol};
+use replication_core::units::{Buf, Sector, SectorRange, VolumeNr};
+use replication_core::wire::{BlockId, DpFlags, Packet, ReplicationProtocol};
 
 use super::coverage::{Family, request_name};
 use super::ledger::Write;
@@ -52,6 +52,8 @@ struct Receiver {
 struct Sender {
     writes: u32,
     barriers: VecDeque<(u32, u32)>,
+    /// Ranges whose last write asked for no word when it is on the peer's disk.
+    unasked: BTreeSet<(VolumeNr, u64, u64)>,
     /// It says what its core never said.
     forges: bool,
 }
@@ -81,6 +83,8 @@ pub(crate) struct Watch {
     states: [Vec<State>; 2],
     receivers: [Receiver; 2],
     senders: [Sender; 2],
+    /// The process was told, by the operator or by its peer, of another protocol than C.
+    told_other: [bool; 2],
     asked: BTreeMap<(usize, u64), Asked>,
     /// For each volume: nodes that acknowledged writes while they were not connected.
     apart: Vec<BTreeSet<usize>>,
@@ -111,8 +115,14 @@ impl World {
         match event {
             Event::Host(request) => self.coverage.add(Family::Request, request_name(request.op)),
             Event::Packet { volume, packet, payload, .. } => {
+                if let Packet::ProtocolUpdate(theirs) = packet {
+                    self.told_protocol(n, theirs.protocol);
+                }
                 let volume = usize::from(volume.0);
                 self.watch_received(n, volume, packet, *payload);
+            }
+            Event::Command { command: Command::Adjust(config), .. } => {
+                self.told_protocol(n, config.resource.net.protocol);
             }
             Event::Tick
             | Event::DiskDone { .. }
@@ -125,6 +135,16 @@ impl World {
             | Event::SockGone { .. }
             | Event::Command { .. } => {}
         }
+    }
+
+    /// A process begins.
+    pub(crate) fn watch_boot(&mut self, n: usize) {
+        self.watch.told_other[n] = false;
+        self.told_protocol(n, self.nodes[n].setup.config.net.protocol);
+    }
+
+    fn told_protocol(&mut self, n: usize, protocol: ReplicationProtocol) {
+        self.watch.told_other[n] |= protocol != ReplicationProtocol::C;
     }
 
     fn watch_received(&mut self, n: usize, volume: usize, packet: &Packet, buf: Option<Buf>) {
@@ -157,11 +177,12 @@ impl World {
     }
 
     /// ORD-3: what a packet that is being sent says about epochs.
-    pub(crate) fn watch_sent(&mut self, n: usize, stream: u32, packet: &Packet) {
+    pub(crate) fn watch_sent(&mut self, n: usize, stream: u32, volume: VolumeNr, packet: &Packet) {
         match packet {
             Packet::ConnectionFeatures(_) => self.watch.senders[n] = Sender::default(),
-            Packet::Data(_) | Packet::Trim(_) | Packet::Zeroes(_) => {
-                self.watch.senders[n].writes += 1;
+            Packet::Data(h) => self.watch_mirrored(n, volume, sectors(h.sector, h.len), h.flags),
+            Packet::Trim(h) | Packet::Zeroes(h) => {
+                self.watch_mirrored(n, volume, sectors(h.sector, h.size), h.flags);
             }
             Packet::Barrier { barrier } => {
                 let sender = &mut self.watch.senders[n];
@@ -192,6 +213,25 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    fn watch_mirrored(&mut self, n: usize, volume: VolumeNr, range: SectorRange, flags: DpFlags) {
+        let sender = &mut self.watch.senders[n];
+        sender.writes += 1;
+        let key = (volume, range.start, range.end);
+        if flags.contains(DpFlags::SEND_WRITE_ACK) {
+            sender.unasked.remove(&key);
+        } else {
+            sender.unasked.insert(key);
+        }
+    }
+
+    /// Whether the write was sent under another protocol than C, which the node had been told of.
+    /// Its configuration, of which it need not have heard yet, may be of C again.
+    fn was_sent_otherwise(&self, n: usize, write: Write) -> bool {
+        let volume = self.nodes[n].setup.config.volumes[usize::from(write.volume)].nr;
+        let key = (volume, write.range.start, write.range.end);
+        self.watch.told_other[n] && self.watch.senders[n].unasked.contains(&key)
     }
 
     /// A data write is about to be submitted to a disk: ORD-2 for those of the peer, AL-2 for
@@ -288,6 +328,9 @@ impl World {
         let state = self.state(n, volume);
         let mirrored = state.conn == Conn::Connected && state.pdsk == DiskState::UpToDate;
         if !is_sampled || !always_c || !is_plain || !mirrored || !self.is_alive(1 - n) {
+            return;
+        }
+        if self.was_sent_otherwise(n, write) {
             return;
         }
         let moment = self.moment();
