@@ -148,8 +148,11 @@ impl Run {
                 continue;
             }
             let node = &self.w.nodes[n];
+            // What the core was told last may be older than the configuration.
+            let is_frozen = (0..self.w.volumes()).any(|volume| self.w.state(n, volume).susp_nod);
             let is_held = node.stuck() > 0
                 || node.slowness > 1
+                || is_frozen
                 || node.setup.config.on_no_data == OnNoData::SuspendIo;
             let oldest = node.host.oldest(self.w.now);
             assert!(
