@@ -27,6 +27,7 @@ impl Run {
         }
         // What the cut link had held back, resets among it, arrives first.
         self.w.run_for(Span::from_secs(1));
+        self.heard = [A, B].map(|n| self.w.nodes[n].log.len());
         let begin = self.w.now;
         let end = begin + HEALING;
         while !(self.w.is_synced() && self.w.is_quiet()) {
@@ -87,9 +88,21 @@ impl Run {
         }
         for n in [A, B] {
             if alone[n] && self.w.is_alive(n) {
+                if self.asks_to_be_secondary(n) {
+                    self.demote(n);
+                }
                 self.insist(n, Command::Connect { discard_my_data: false });
             }
         }
+    }
+
+    /// Whether a node has said, since it was listened to last, that only its role keeps it from
+    /// taking the data of its peer. The peer may be waiting for it, not stand alone like it.
+    fn asks_to_be_secondary(&mut self, n: usize) -> bool {
+        let log = &self.w.nodes[n].log;
+        let asks = log[self.heard[n]..].iter().any(|l| l.contains("make it Secondary first"));
+        self.heard[n] = log.len();
+        asks
     }
 
     /// A disk that the connected nodes refuse to attach has other data than the ones in use: what

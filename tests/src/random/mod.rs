@@ -73,7 +73,7 @@ pub fn run(case: &Case) -> Outcome {
         }
     }
     let rng = Rng::new(case.seed);
-    let mut run = Run { w: world, rng, plan, size, has_grown: false };
+    let mut run = Run { w: world, rng, plan, size, has_grown: false, heard: [0; 2] };
     run.w.start_synced();
     let all: Vec<u32> = (0..run.plan.rounds).collect();
     for round in case.rounds.as_ref().unwrap_or(&all) {
@@ -95,6 +95,8 @@ struct Run {
     plan: Plan,
     size: u64,
     has_grown: bool,
+    /// Lines of each node's log that the operator has read.
+    heard: [usize; 2],
 }
 
 impl Run {
