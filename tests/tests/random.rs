@@ -13,12 +13,13 @@ fn random_faults_heal() {
 }
 
 /// Situations that are rare and legal, and that a check or the operator of a run once took for
-/// wrong: I/O frozen by options that the configuration has no more (1200), a Primary that has to
-/// step down while its peer waits (2096), a write refused for want of a disk (2236), a source that
-/// dies at the end of a resync (11679), another protocol in force than configured (11867).
+/// wrong: I/O frozen by options that the configuration has no more (1200), a power cut and the
+/// failure of the other disk (1561), a Primary that has to step down while its peer waits (2096), a
+/// write refused for want of a disk (2236), a source that dies at the end of a resync (11679),
+/// another protocol in force than configured (11867), failures of both disks (5000333).
 #[test]
 fn rare_situations_are_judged_rightly() {
-    for seed in [1200, 2096, 2236, 11_679, 11_867] {
+    for seed in [1200, 1561, 2096, 2236, 11_679, 11_867, 5_000_333] {
         run(&Case::of(seed));
     }
 }

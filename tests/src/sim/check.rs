@@ -32,6 +32,8 @@ pub struct SinceSync {
     pub alone: BTreeSet<usize>,
     /// Nodes that lost power.
     pub power_cuts: BTreeSet<usize>,
+    /// Nodes whose disk has failed an operation.
+    pub broken: BTreeSet<usize>,
     /// A disk failed or was taken away: the simple rules do not apply.
     pub troubled: bool,
     /// Marks that a failed disk had kept on each node when both were equal.
@@ -112,8 +114,22 @@ impl World {
         if self.ledger.keeps_unsettled() {
             // The other node need not have got what was acknowledged here.
             self.ledger.doubt_unsettled(nr);
-        } else if self.stale[1 - n][volume] {
+        }
+        if self.stale[1 - n][volume] {
+            // Also what both were seen to hold, if the other one has lost it with its power.
             self.ledger.doubt_unflushed(nr);
+        }
+    }
+
+    /// An operation on a disk fails or does not end. If both disks have done so since they were
+    /// last equal, which is more than can be stood (T5), then only what both held is certain: the
+    /// one that failed first may be the one that is taken into use again.
+    pub(crate) fn disk_broke(&mut self, n: usize, volume: usize) {
+        self.disk_failed(n, volume);
+        let broken = &mut self.since_sync[volume].broken;
+        broken.insert(n);
+        if broken.len() == 2 {
+            self.ledger.doubt_unsettled(u8::try_from(volume).expect("few volumes"));
         }
     }
 

@@ -184,7 +184,7 @@ impl Ledger {
         for sector in write.range.start..write.range.end {
             let key = (write.volume, sector);
             let records = self.sectors.entry(key).or_insert_with(|| vec![Record::base()]);
-            prune(records, self.keeps_unsettled);
+            prune(records);
             records.push(Record {
                 version: write.version,
                 zeroes: write.zeroes,
@@ -232,7 +232,7 @@ impl Ledger {
     }
 
     /// A node took over that need not have what was acknowledged since both were last equal
-    /// (protocols A and B).
+    /// (protocols A and B; disks of both nodes failed).
     pub fn doubt_unsettled(&mut self, volume: u8) {
         for (_, records) in self.sectors.range_mut((volume, 0)..=(volume, u64::MAX)) {
             for record in records {
@@ -345,9 +345,10 @@ fn is_possible(record: &Record, records: &[Record], issued: u64) -> bool {
     !record.ruled_out && !records.iter().any(superseded)
 }
 
-/// Forgets what can never come back: superseded by something safe.
-fn prune(records: &mut Vec<Record>, keeps_unsettled: bool) {
-    let is_final = |by: &&Record| by.certain && by.safe && (by.settled || !keeps_unsettled);
+/// Forgets what can never come back: superseded by something safe that both disks were seen to
+/// hold. Less would not do where the disks of both nodes fail ([`Ledger::doubt_unsettled`]).
+fn prune(records: &mut Vec<Record>) {
+    let is_final = |by: &&Record| by.certain && by.safe && by.settled;
     let safe: Vec<u64> = records.iter().filter(is_final).map(|by| by.submitted).collect();
     records.retain(|record| {
         !record.ended.is_some_and(|ended| safe.iter().any(|submitted| ended < *submitted))

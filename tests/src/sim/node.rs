@@ -569,7 +569,7 @@ impl World {
         node.next_job += 1;
         node.jobs.insert(job, Job { id, volume: volume.at(), work, fails, flush_point });
         if trouble.is_some() {
-            self.disk_failed(n, volume.at());
+            self.disk_broke(n, volume.at());
         }
         let node = &mut self.nodes[n];
         if trouble == Some(Trouble::Stick) {
