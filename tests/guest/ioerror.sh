@@ -4,6 +4,7 @@
 # operator's handler runs, is not waited for, and the disk is detached.
 # guests: 2
 # disks: faulty:24M faulty:24M ram:1M
+# kernels: 7.2
 # timeout: 120
 . ./lib.sh
 . ./load.sh

@@ -3,6 +3,7 @@
 # when the link heals only the blocks that changed meanwhile travel.
 # guests: 2
 # disks: ram:48M
+# kernels: 7.2
 # timeout: 110
 . ./lib.sh
 . ./load.sh

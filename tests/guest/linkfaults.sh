@@ -3,6 +3,7 @@
 # no write waits longer than configured, only what changed travels, the disks are identical.
 # guests: 2
 # disks: ram:32M
+# kernels: 6.12
 # timeout: 150
 . ./lib.sh
 . ./load.sh

@@ -2,6 +2,7 @@
 # Protocols A, B and C, one after the other on the same disks.
 # guests: 2
 # disks: ram:24M
+# kernels: 6.12
 # timeout: 115
 . ./lib.sh
 

@@ -3,6 +3,7 @@
 # resolved by throwing one side's changes away.
 # guests: 2
 # disks: ram:48M
+# kernels: 6.12
 # timeout: 110
 . ./lib.sh
 . ./load.sh

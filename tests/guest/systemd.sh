@@ -4,6 +4,7 @@
 # stops without remains.
 # guests: 1
 # disks: ram:32M
+# kernels: 7.2
 # timeout: 110
 . ./lib.sh
 

@@ -2,6 +2,7 @@
 # Two volumes in one resource; three resources on one pair of nodes.
 # guests: 2
 # disks: ram:16M ram:16M ram:16M
+# kernels: 7.2
 # timeout: 170
 . ./lib.sh
 

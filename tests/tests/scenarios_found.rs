@@ -1,6 +1,6 @@
 //! Failures that seeds of the simulator have found, each as a scenario.
 
-use replication_core::config::{EngineConfig, Frontend, NbdAddress, OnIoError};
+use replication_core::config::{EngineConfig, Frontend, HandlersConfig, NbdAddress, OnIoError};
 use replication_core::control::Command;
 use replication_core::event::HostOp;
 use replication_core::state::{Conn, Disk, Role};
@@ -420,6 +420,7 @@ fn a_node_writes_by_the_protocol_of_its_peer() {
         resource,
         node: String::from("beta"),
         backing: Vec::new(),
+        handlers: HandlersConfig::default(),
         local: "127.0.0.1:7789".parse().unwrap(),
         remote: "127.0.0.1:7788".parse().unwrap(),
         frontend: Frontend::Nbd(NbdAddress::Unix(String::from("nbd"))),
