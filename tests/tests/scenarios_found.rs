@@ -325,6 +325,33 @@ fn an_acknowledgement_does_not_outlive_the_power_of_its_sender() {
     assert!(answered > 0, "the acknowledgement came in after the power cut at least once");
 }
 
+/// The disk of a Primary fails when everything is about to be copied to it, from a peer that was of
+/// the same generation: what the peer alone is written from then on is of another one (GI-1). The
+/// old disk was attached again, without the peer, and taken for the data in use (RD-1).
+#[test]
+fn a_full_sync_that_never_begins_ends_the_common_generation() {
+    for seed in 760..772 {
+        let mut w = World::new(seed, Setup::default());
+        w.start_synced();
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind: Kind::MetaWrite, range: None, times: Some(1), trouble };
+        w.nodes[A].backing[0].data.add_fault(fault);
+        w.tell(A, Command::Invalidate(None));
+        let limit = Span::from_secs(30);
+        w.run_until("the disk is gone", limit, |w| w.state(A, 0).disk == Disk::Diskless);
+        w.settle();
+        w.write(A, 0, 0, 8);
+        w.cut();
+        wait_alone(&mut w, A);
+        w.must_not(A, Command::Attach(None));
+        w.heal();
+        w.wait_connected();
+        w.must(A, Command::Attach(None));
+        w.wait_synced();
+        w.read_all(A, 0);
+    }
+}
+
 /// A resize that is cut short by a forced command lets the host's writes go on (LV-1): they were
 /// held back for ever.
 #[test]

@@ -130,6 +130,12 @@ impl Resource {
 
     /// Both maps are equal: the sync identifier is made durable, then told.
     pub(crate) fn prepare_source(&mut self, at: usize) {
+        if self.volumes[at].uuids().is_some_and(|uuids| uuids.bitmap.is_zero()) {
+            // The peer's disk is of this generation until the resync has really begun there. If
+            // it is lost before, what is written here alone must not be taken for the same (GI-1).
+            self.new_current_uuid(at);
+            self.send_uuids(at, false);
+        }
         let random = self.random();
         let volume = &mut self.volumes[at];
         let disk = volume.disk.as_mut().expect("a source has a disk");
