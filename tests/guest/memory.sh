@@ -5,6 +5,7 @@
 # guests: 2
 # disks: ram:224M
 # memory: 320M
+# kernels: 7.2
 # timeout: 150
 . ./lib.sh
 

@@ -4,6 +4,7 @@
 # replaced meanwhile finds a split brain, and nothing is thrown away before the operator says so.
 # guests: 2
 # disks: ram:48M
+# kernels: 6.12
 # timeout: 150
 . ./lib.sh
 . ./load.sh
