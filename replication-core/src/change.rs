@@ -140,7 +140,9 @@ impl Resource {
         let written = new.role == Role::Primary || new.peer == Role::Primary;
         let peer_writes_here =
             new.pdsk < Disk::Inconsistent && old.peer != Role::Primary && new.peer == Role::Primary;
-        let wanted = (lost && written) || peer_writes_here;
+        // A disk that comes back to a Primary which is alone: the peer may have gone on since.
+        let is_back = old.disk != Disk::UpToDate && new.role == Role::Primary && !has;
+        let wanted = (lost && written) || peer_writes_here || is_back;
         if !wanted || new.disk != Disk::UpToDate {
             return;
         }

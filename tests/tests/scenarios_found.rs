@@ -352,6 +352,42 @@ fn a_full_sync_that_never_begins_ends_the_common_generation() {
     }
 }
 
+/// A Primary that gets its disk back while it is alone begins a generation before it answers a
+/// write (GI-1). Its peer may have begun one when that disk failed, which the Primary never heard of:
+/// what it wrote alone was taken for the past of the peer's, and overwritten (DUR-5).
+#[test]
+fn a_lone_primary_with_its_disk_back_begins_a_generation() {
+    for is_peer_ahead in [false, true] {
+        let mut w = World::new(775, Setup::default());
+        w.start_synced();
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind: Kind::Write, range: None, times: Some(1), trouble };
+        w.nodes[A].backing[0].data.add_fault(fault);
+        let range = SectorRange { start: 0, end: 8 };
+        w.submit(A, 0, HostOp::Write { fua: false }, range).unwrap();
+        w.run_until("the cut", Span::from_secs(10), |w| {
+            let is_gone = w.state(A, 0).disk == Disk::Diskless;
+            is_gone && (!is_peer_ahead || w.has_logged(B, "new current UUID:"))
+        });
+        w.cut();
+        wait_alone(&mut w, A);
+        wait_alone(&mut w, B);
+        w.must(A, Command::Attach(None));
+        w.write(A, 0, 64, 8);
+        w.heal();
+        if is_peer_ahead {
+            let limit = Span::from_secs(60);
+            w.run_until("the split brain is seen", limit, |w| w.conn(B) == Conn::StandAlone);
+            assert!(w.has_logged(B, "Split-Brain detected"));
+            w.run_until("both see it", limit, |w| w.conn(A) == Conn::StandAlone);
+            w.must(B, Command::Connect { discard_my_data: true });
+            w.must(A, Command::Connect { discard_my_data: false });
+        }
+        w.wait_synced();
+        w.read_all(A, 0);
+    }
+}
+
 /// A resize that is cut short by a forced command lets the host's writes go on (LV-1): they were
 /// held back for ever.
 #[test]
