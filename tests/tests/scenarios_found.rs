@@ -388,6 +388,29 @@ fn a_lone_primary_with_its_disk_back_begins_a_generation() {
     }
 }
 
+/// A peer whose disk is all that a Primary has cannot write a block, and passes the error on: the
+/// write fails, but the disk stays the good copy that it is (DUR-5). It was called Inconsistent, so
+/// nothing could be read any more, and the Primary's old disk was the better one from then on.
+#[test]
+fn the_only_copy_is_not_given_up_for_one_block() {
+    let setup = Setup::with(|s| s.disk(|disk| disk.on_io_error = OnIoError::PassOn));
+    let mut w = World::new(780, setup);
+    w.start_synced();
+    w.disk_failed(A, 0);
+    w.must(A, Command::Detach { volume: None, force: false });
+    w.write(A, 0, 0, 8);
+    let trouble = Trouble::Fail(Errno::EIO);
+    let fault = Fault { kind: Kind::Write, range: None, times: Some(1), trouble };
+    w.nodes[B].backing[0].data.add_fault(fault);
+    let range = SectorRange { start: 64, end: 72 };
+    assert_eq!(w.request(A, 0, HostOp::Write { fua: false }, range), Err(Errno::EIO));
+    assert_eq!(w.state(B, 0).disk, Disk::UpToDate);
+    w.read(A, 0, 0, 8);
+    w.must(A, Command::Attach(None));
+    w.wait_synced();
+    w.read_all(A, 0);
+}
+
 /// A resize that is cut short by a forced command lets the host's writes go on (LV-1): they were
 /// held back for ever.
 #[test]

@@ -345,11 +345,14 @@ impl Resource {
     }
 
     /// A block could not be written here and the error was passed on: only what is not marked is
-    /// good, if the peer has the rest (RD-2).
+    /// good, if the peer has the rest (RD-2). The only copy that a Primary uses, here or from the
+    /// peer, stays what it is: the write has failed, and nobody has a better one (DUR-5).
     pub(crate) fn distrust_disk(&mut self, at: usize) {
         let state = self.volumes[at].state;
         let is_peer_good = state.pdsk == Disk::UpToDate && state.conn >= Conn::Connected;
-        let may_lose_trust = is_peer_good || state.role != Role::Primary;
+        let serves_peer = state.peer == Role::Primary && state.pdsk < Disk::Inconsistent;
+        let is_only_copy = state.role == Role::Primary || serves_peer;
+        let may_lose_trust = is_peer_good || !is_only_copy;
         if state.disk > Disk::Inconsistent && may_lose_trust {
             let state = crate::state::State { disk: Disk::Inconsistent, ..state };
             self.set_state(at, state, "local I/O error");
