@@ -352,6 +352,33 @@ fn a_full_sync_that_never_begins_ends_the_common_generation() {
     }
 }
 
+/// With protocols A and B a write counts as sent before the peer has it on its disk. When the
+/// connection is lost and the local write fails after that, nobody may have it, and the host is told
+/// so (ACK-2).
+#[test]
+fn what_was_only_sent_is_no_copy() {
+    for protocol in [ReplicationProtocol::A, ReplicationProtocol::B] {
+        let setup = Setup::with(|s| s.protocol(protocol));
+        let mut w = World::new(777, setup);
+        w.start_synced();
+        w.write(A, 0, 0, 8);
+        w.nodes[A].slowness = 1000;
+        w.nodes[B].slowness = 1000;
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind: Kind::Write, range: None, times: Some(1), trouble };
+        w.nodes[A].backing[0].data.add_fault(fault);
+        let range = SectorRange { start: 0, end: 8 };
+        let number = w.submit(A, 0, HostOp::Write { fua: false }, range).unwrap();
+        w.run_for(Span::from_ms(20));
+        assert!(w.answer(A, number).is_none(), "the local disk is slow");
+        w.kill(B);
+        w.run_until("the loss", Span::from_secs(1), |w| w.conn(A) < Conn::Connected);
+        assert!(w.answer(A, number).is_none(), "the disk is slower than that");
+        w.run_until("the answer", Span::from_secs(60), |w| w.answer(A, number).is_some());
+        assert_eq!(w.answer(A, number), Some(Err(Errno::EIO)), "{protocol:?}");
+    }
+}
+
 /// A Primary that gets its disk back while it is alone begins a generation before it answers a
 /// write (GI-1). Its peer may have begun one when that disk failed, which the Primary never heard of:
 /// what it wrote alone was taken for the past of the peer's, and overwritten (DUR-5).

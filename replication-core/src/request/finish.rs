@@ -226,7 +226,10 @@ impl Resource {
         for key in lost.drain(..) {
             let request = self.requests.get_mut(key).expect("the log's requests are in the table");
             let (at, range) = (request.volume.at(), request.range);
-            if request.net == Net::Pending {
+            // What protocols A and B call done is on nobody's disk yet: it does not make up for a
+            // failed local write (ACK-2).
+            let is_unwritten = request.protocol != ReplicationProtocol::C;
+            if request.net == Net::Pending || (request.net == Net::Ok && is_unwritten) {
                 request.net = Net::Failed;
             }
             if !self.mutant.is_on(Mutant::ForgetUnconfirmed) {
