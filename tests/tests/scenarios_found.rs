@@ -551,3 +551,42 @@ fn a_node_writes_by_the_protocol_of_its_peer() {
     w.heal_disks(B);
     w.wait_synced();
 }
+
+/// A block that is announced between the exchange of bitmaps and the start of the resync is marked
+/// on the disk of the target before its copy is confirmed: the source forgets it then, and a power
+/// cut of the target would leave it unmarked on both nodes (BM-1, BM-4).
+#[test]
+fn a_late_notice_is_on_disk_before_its_copy_is_confirmed() {
+    let mut announced = 0;
+    for seed in 800..840 {
+        let setup = Setup::with(|s| {
+            s.speed.jitter = Span(3_000_000);
+            s.nodes[A].disk_time = (Span(20_000), Span(3_000_000));
+        });
+        let mut w = World::new(seed, setup);
+        w.start_synced();
+        w.cut();
+        wait_alone(&mut w, A);
+        wait_alone(&mut w, B);
+        w.write(A, 0, 0, 8);
+        w.settle();
+        w.heal();
+        let limit = Span::from_secs(60);
+        w.run_until("the bitmaps", limit, |w| w.conn(A) == Conn::WFBitMapS);
+        for at in 1..8 {
+            let range = SectorRange { start: at * 64, end: at * 64 + 8 };
+            w.submit(A, 0, HostOp::Write { fua: false }, range).unwrap();
+        }
+        w.run_until("a copy", limit, |w| w.packets_sent("P_RS_WRITE_ACK") > 0);
+        announced += w.packets_sent("P_OUT_OF_SYNC");
+        for _ in 0..seed % 40 {
+            w.step();
+        }
+        w.power_cut(B, Cut::LoseAll);
+        w.drain(A);
+        w.restart(B);
+        w.wait_synced();
+        w.read_all(A, 0);
+    }
+    assert!(announced > 0, "there were late notices");
+}

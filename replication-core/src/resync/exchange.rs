@@ -215,7 +215,9 @@ impl Resource {
         let text =
             format!("Began resync as SyncTarget (will sync {} KB [{bits} bits set]).", bits * 4);
         self.log(Level::Info, Scope::PeerDevice(ix), text);
-        // No block is overwritten before the disk says that it is Inconsistent.
+        // Late notices are on the disk before the first copy is confirmed: the source forgets it
+        // then (BM-1). And no block is overwritten before the disk says that it is Inconsistent.
+        self.push_meta(at, MetaTask::Bitmap);
         self.save_superblock_gated(at);
         self.push_meta(at, MetaTask::Then(After::BeginTarget));
     }
