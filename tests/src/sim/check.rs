@@ -400,10 +400,11 @@ impl World {
     fn settle_ledger(&mut self, volume: usize) {
         let nr = u8::try_from(volume).expect("few volumes");
         let sectors: Vec<u64> = self.ledger.sectors_of(volume).collect();
+        let moment = self.moment();
         for sector in sectors {
             let mut bytes = [0; SECTOR];
             self.nodes[A].backing[volume].data.read(sector, &mut bytes);
-            self.ledger.settle(nr, sector, &bytes);
+            self.ledger.settle(nr, sector, &bytes, moment);
         }
     }
 

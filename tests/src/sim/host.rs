@@ -240,7 +240,7 @@ impl World {
                 self.ledger.flushed(volume.0, request.moment);
             }
             None if request.op == HostOp::Read && result.is_ok() => {
-                self.check_read(n, volume.0, tag.0, &request);
+                self.check_read(n, volume.0, tag.0, &request, moment);
             }
             None => {}
         }
@@ -266,7 +266,7 @@ impl World {
         self.stale[n][volume] && submitted < self.lost_power_at[1 - n]
     }
 
-    fn check_read(&mut self, n: usize, volume: u8, tag: u16, request: &Outstanding) {
+    fn check_read(&mut self, n: usize, volume: u8, tag: u16, request: &Outstanding, now: u64) {
         let start = self.slot_bytes(n, usize::from(volume), tag).start;
         let length = usize::try_from(request.range.bytes()).expect("a small request");
         let bytes = self.nodes[n].arena[start..start + length].to_vec();
@@ -274,7 +274,7 @@ impl World {
             if let Err(why) = self.ledger.check(volume, sector, part, request.moment) {
                 panic!("read on node {n} (RD-1): {why}");
             }
-            self.ledger.seen(volume, sector, part, request.moment);
+            self.ledger.seen(volume, sector, part, (request.moment, now));
         }
     }
 

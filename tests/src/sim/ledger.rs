@@ -98,8 +98,9 @@ struct Record {
     safe: bool,
     /// Seen equal on both disks, at rest.
     settled: bool,
-    /// A read has seen that another one was there.
-    ruled_out: bool,
+    /// When a read had ended that saw that another one was there: no read that is asked later may
+    /// return it.
+    ruled_out: Option<u64>,
 }
 
 impl Record {
@@ -120,7 +121,7 @@ impl Record {
             certain: true,
             safe: true,
             settled: true,
-            ruled_out: false,
+            ruled_out: None,
         }
     }
 }
@@ -193,7 +194,7 @@ impl Ledger {
                 certain: false,
                 safe: false,
                 settled: false,
-                ruled_out: false,
+                ruled_out: None,
             });
         }
     }
@@ -225,7 +226,7 @@ impl Ledger {
     pub fn doubt_unflushed(&mut self, volume: u8) {
         for (_, records) in self.sectors.range_mut((volume, 0)..=(volume, u64::MAX)) {
             for record in records {
-                record.ruled_out = false;
+                record.ruled_out = None;
                 record.certain &= record.safe;
             }
         }
@@ -236,7 +237,7 @@ impl Ledger {
     pub fn doubt_unsettled(&mut self, volume: u8) {
         for (_, records) in self.sectors.range_mut((volume, 0)..=(volume, u64::MAX)) {
             for record in records {
-                record.ruled_out = false;
+                record.ruled_out = None;
                 record.safe &= record.settled;
                 record.certain &= record.settled;
             }
@@ -247,7 +248,7 @@ impl Ledger {
     pub fn forget(&mut self, volume: u8, range: SectorRange) {
         for (_, records) in self.sectors.range_mut((volume, range.start)..(volume, range.end)) {
             for record in records {
-                record.ruled_out = false;
+                record.ruled_out = None;
                 record.certain = false;
             }
         }
@@ -284,21 +285,22 @@ impl Ledger {
         ))
     }
 
-    /// A host read has seen these contents while nothing was being written there: whatever else
-    /// was possible is not there. Later reads may not go back.
-    pub fn seen(&mut self, volume: u8, sector: u64, bytes: &[u8], issued: u64) {
+    /// A host read from `issued` to `now` has seen these contents while nothing was being written
+    /// there: whatever else was possible is not there. Reads that are asked from now on may not go
+    /// back; those that are under way saw the disk when they did.
+    pub fn seen(&mut self, volume: u8, sector: u64, bytes: &[u8], (issued, now): (u64, u64)) {
         let content = recognise(bytes, volume, sector);
         let Some(records) = self.sectors.get_mut(&(volume, sector)) else { return };
         let is_quiet = records.iter().all(|record| record.ended.is_some_and(|e| e <= issued));
         if is_quiet {
-            for record in records.iter_mut() {
-                record.ruled_out |= !record.matches(content);
+            for record in records.iter_mut().filter(|record| !record.matches(content)) {
+                record.ruled_out.get_or_insert(now);
             }
         }
     }
 
     /// Both disks hold these contents and nothing is under way: this is the base from now on.
-    pub fn settle(&mut self, volume: u8, sector: u64, bytes: &[u8]) {
+    pub fn settle(&mut self, volume: u8, sector: u64, bytes: &[u8], now: u64) {
         let content = recognise(bytes, volume, sector);
         let Some(records) = self.sectors.get_mut(&(volume, sector)) else { return };
         if self.is_lenient {
@@ -311,7 +313,7 @@ impl Ledger {
             record.certain |= is_there;
             record.settled |= is_there;
             // It may come back at a power cut, as long as what replaced it is not safe.
-            record.ruled_out = !is_there;
+            record.ruled_out = (!is_there).then_some(now);
         }
     }
 
@@ -331,7 +333,7 @@ impl Record {
             Some(at) => format!("doubtful since {at}"),
         };
         let safe = if self.safe { ", safe" } else { "" };
-        let out = if self.ruled_out { ", ruled out" } else { "" };
+        let out = self.ruled_out.map_or_else(String::new, |at| format!(", ruled out at {at}"));
         format!("v{} {what} from {}, {end}{safe}{out}", self.version, self.submitted)
     }
 }
@@ -342,7 +344,8 @@ fn is_possible(record: &Record, records: &[Record], issued: u64) -> bool {
             && by.ended.is_some_and(|ended| ended <= issued)
             && record.ended.is_some_and(|ended| ended < by.submitted)
     };
-    !record.ruled_out && !records.iter().any(superseded)
+    let is_ruled_out = record.ruled_out.is_some_and(|at| at <= issued);
+    !is_ruled_out && !records.iter().any(superseded)
 }
 
 /// Forgets what can never come back: superseded by something safe that both disks were seen to
@@ -403,8 +406,36 @@ mod tests {
         ledger.submitted(one, 10);
         ledger.ended(one, 20, false, false);
         ledger.check(0, 5, &[0; SECTOR], 30).unwrap();
-        ledger.seen(0, 5, &sector_of(1), 30);
+        ledger.seen(0, 5, &sector_of(1), (30, 35));
         ledger.check(0, 5, &[0; SECTOR], 40).unwrap_err();
+    }
+
+    /// A read from before the end of a write may return what was there before, also if it ends
+    /// after a later read that has seen the write.
+    #[test]
+    fn what_a_read_has_seen_binds_later_reads_only() {
+        let mut ledger = Ledger::default();
+        let one = write(&mut ledger);
+        ledger.submitted(one, 10);
+        let asked_before_the_end = 15;
+        ledger.ended(one, 20, true, false);
+        ledger.seen(0, 5, &sector_of(1), (25, 30));
+        ledger.check(0, 5, &[0; SECTOR], asked_before_the_end).unwrap();
+        ledger.check(0, 5, &[0; SECTOR], 31).unwrap_err();
+    }
+
+    /// What a read has seen of a write that is in doubt binds what is asked after its end, and
+    /// later reads that see the same do not put it off.
+    #[test]
+    fn the_first_sight_counts() {
+        let mut ledger = Ledger::default();
+        let one = write(&mut ledger);
+        ledger.submitted(one, 10);
+        ledger.ended(one, 20, false, false);
+        ledger.seen(0, 5, &sector_of(1), (30, 40));
+        ledger.seen(0, 5, &sector_of(1), (50, 60));
+        ledger.check(0, 5, &[0; SECTOR], 35).unwrap();
+        ledger.check(0, 5, &[0; SECTOR], 45).unwrap_err();
     }
 
     /// Without the flush, older contents come back into question at a power cut; with it not.
