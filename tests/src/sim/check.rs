@@ -34,6 +34,8 @@ pub struct SinceSync {
     pub power_cuts: BTreeSet<usize>,
     /// Nodes whose disk has failed an operation.
     pub broken: BTreeSet<usize>,
+    /// The last moment at which a disk failed when both have.
+    pub both_broke_at: Option<u64>,
     /// A disk failed or was taken away: the simple rules do not apply.
     pub troubled: bool,
     /// Marks that a failed disk had kept on each node when both were equal.
@@ -126,9 +128,11 @@ impl World {
     /// one that failed first may be the one that is taken into use again.
     pub(crate) fn disk_broke(&mut self, n: usize, volume: usize) {
         self.disk_failed(n, volume);
-        let broken = &mut self.since_sync[volume].broken;
-        broken.insert(n);
-        if broken.len() == 2 {
+        let moment = self.moment();
+        let since = &mut self.since_sync[volume];
+        since.broken.insert(n);
+        if since.broken.len() == 2 {
+            since.both_broke_at = Some(moment);
             self.ledger.doubt_unsettled(u8::try_from(volume).expect("few volumes"));
         }
     }
@@ -441,4 +445,53 @@ impl World {
 /// Whether the two nodes see each other rightly.
 fn mirrored(a: State, b: State) -> bool {
     a.role == b.peer && a.peer == b.role && a.disk == b.pdsk && a.pdsk == b.disk && a.conn == b.conn
+}
+
+#[cfg(test)]
+mod tests {
+    use replication_core::control::Command;
+    use replication_core::event::HostOp;
+    use replication_core::units::{Errno, SectorRange, Span};
+
+    use super::super::disk::{Fault, Kind, Trouble};
+    use super::super::setup::Setup;
+    use super::*;
+
+    fn breaks(w: &mut World, n: usize, kind: Kind) {
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind, range: None, times: Some(1), trouble };
+        w.nodes[n].backing[0].data.add_fault(fault);
+    }
+
+    /// The disk of a Primary fails a write, which its peer takes, and then the disk of the peer fails
+    /// a write of metadata: also when the peer's word comes in after that, it need not be true any
+    /// more when the first disk is the one that is taken into use again (DUR-5).
+    #[test]
+    fn a_word_does_not_outlive_the_disk_of_its_sender() {
+        let mut late = 0;
+        for seed in 0..20 {
+            let mut w = World::new(seed, Setup::with(|s| s.speed.jitter = Span::from_ms(3)));
+            w.start_synced();
+            w.write(A, 0, 0, 8);
+            w.settle();
+            breaks(&mut w, A, Kind::Write);
+            breaks(&mut w, B, Kind::MetaWrite);
+            let range = SectorRange { start: 0, end: 8 };
+            let write = w.submit(A, 0, HostOp::Write { fua: true }, range).unwrap();
+            w.run_until("the second fault", Span::from_secs(10), |w| {
+                w.since_sync[0].broken.len() == 2
+            });
+            let is_early = w.answer(A, write).is_none();
+            w.drain(A);
+            late += u32::from(is_early && w.answer(A, write) == Some(Ok(())));
+            w.kill(A);
+            w.restart(A);
+            w.run_until("the peer's disk is gone", Span::from_secs(60), |w| {
+                w.state(B, 0).disk == DiskState::Diskless
+            });
+            w.must(B, Command::Attach(None));
+            w.wait_synced();
+        }
+        assert!(late > 0, "the word came in after the second fault at least once");
+    }
 }
