@@ -436,8 +436,10 @@ impl World {
                     self.since_sync[volume].alone.remove(&peer);
                 }
             }
-            self.watch.states[n].truncate(volume);
-            self.watch.states[n].push(new);
+            match self.watch.states[n].get_mut(volume) {
+                Some(known) => *known = new,
+                None => self.watch.states[n].push(new),
+            }
             self.check_two_primaries(volume);
         }
     }
