@@ -231,8 +231,7 @@ impl Disk {
         for (sector, mut versions) in cached {
             let covered = versions.partition_point(|(write, _)| *write <= point);
             if covered > 0 {
-                let bytes = versions[covered - 1].1.clone();
-                self.make_durable(sector, &bytes[..]);
+                self.make_durable(sector, &versions[covered - 1].1[..]);
                 versions.drain(..covered);
             }
             if !versions.is_empty() {
