@@ -136,6 +136,13 @@ impl Resource {
             return;
         }
         if is_forced(&command) && !self.is_upgrading() {
+            if let Some(nr) = named_volume(&command).filter(|nr| self.find_volume(*nr).is_none()) {
+                // A slip of the operator ends nothing (ST-7).
+                let refusal = unknown_volume(nr);
+                self.log_refusal(&refusal);
+                self.out.push(Action::Reply { id, result: Err(refusal) });
+                return;
+            }
             // LV-5: it does not wait behind a command that may never end.
             if let Some(job) = self.admin.job.take() {
                 self.abort_job(&job);
@@ -186,8 +193,7 @@ impl Resource {
                 Outcome::Again => self.admin.job = Some(job),
                 Outcome::Done(reply) => self.end_job(job.id, Ok(reply)),
                 Outcome::Refuse(refusal) => {
-                    let text = format!("State change failed: {} ({})", refusal.text, refusal.code);
-                    self.log(Level::Warn, Scope::Resource, text);
+                    self.log_refusal(&refusal);
                     self.end_job(job.id, Err(refusal));
                 }
             }
@@ -210,6 +216,11 @@ impl Resource {
             volume.is_paused = false;
         }
         self.end_job(job.id, Err(failure(0, "aborted by a forced command", "")));
+    }
+
+    fn log_refusal(&mut self, refusal: &Refusal) {
+        let text = format!("State change failed: {} ({})", refusal.text, refusal.code);
+        self.log(Level::Warn, Scope::Resource, text);
     }
 
     fn end_job(&mut self, id: CommandId, result: Result<Reply, Refusal>) {
@@ -235,25 +246,7 @@ impl Resource {
 
     fn next_job(&mut self) -> Option<Job> {
         let (id, command) = self.admin.queue.pop_front()?;
-        let wanted = match &command {
-            Command::Attach(nr)
-            | Command::Invalidate(nr)
-            | Command::InvalidateRemote(nr)
-            | Command::Detach { volume: nr, .. }
-            | Command::Resize { volume: nr, .. }
-            | Command::NewCurrentUuid { volume: nr, .. } => *nr,
-            Command::Status
-            | Command::Up
-            | Command::Upgrade
-            | Command::Down { .. }
-            | Command::Connect { .. }
-            | Command::Disconnect { .. }
-            | Command::Primary { .. }
-            | Command::Secondary { .. }
-            | Command::Outdate
-            | Command::PauseSync(_)
-            | Command::Adjust(_) => None,
-        };
+        let wanted = named_volume(&command);
         let todo: VecDeque<usize> = match wanted {
             Some(nr) => self.find_volume(nr).into_iter().collect(),
             None => (0..self.volumes.len()).collect(),
@@ -541,6 +534,29 @@ fn is_forced(command: &Command) -> bool {
             | Command::Disconnect { force: true }
             | Command::Detach { force: true, .. }
     )
+}
+
+/// The one volume that a command is about, if it names one.
+const fn named_volume(command: &Command) -> Option<VolumeNr> {
+    match command {
+        Command::Attach(nr)
+        | Command::Invalidate(nr)
+        | Command::InvalidateRemote(nr)
+        | Command::Detach { volume: nr, .. }
+        | Command::Resize { volume: nr, .. }
+        | Command::NewCurrentUuid { volume: nr, .. } => *nr,
+        Command::Status
+        | Command::Up
+        | Command::Upgrade
+        | Command::Down { .. }
+        | Command::Connect { .. }
+        | Command::Disconnect { .. }
+        | Command::Primary { .. }
+        | Command::Secondary { .. }
+        | Command::Outdate
+        | Command::PauseSync(_)
+        | Command::Adjust(_) => None,
+    }
 }
 
 fn unknown_volume(nr: VolumeNr) -> Refusal {

@@ -4,6 +4,7 @@ use replication_core::control::{Command, Reply};
 use replication_core::event::HostOp;
 use replication_core::state::{Conn, Disk, Role};
 use replication_core::units::{SectorRange, Span, VolumeNr};
+use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::setup::Setup;
 use tests::sim::{A, B, World};
 
@@ -193,4 +194,24 @@ fn a_resize_given_up_does_not_hold_the_volume() {
     let write = write.unwrap();
     w.run_until("the write", Span::from_secs(5), |w| w.answer(A, write).is_some());
     w.write(A, 0, 64, 8);
+}
+
+/// A forced command ends the one under way, but not when it names a volume that does not exist: a
+/// slip of the operator changes nothing (ST-7).
+#[test]
+fn a_forced_command_for_an_unknown_volume_ends_nothing() {
+    let mut w = World::new(1120, Setup::default());
+    w.start_synced();
+    let fault = Fault { kind: Kind::Write, range: None, times: Some(1), trouble: Trouble::Stick };
+    w.nodes[A].backing[0].data.add_fault(fault);
+    let range = SectorRange { start: 0, end: 8 };
+    w.submit(A, 0, HostOp::Write { fua: false }, range).unwrap();
+    let detach = w.tell(A, Command::Detach { volume: None, force: false });
+    assert!(w.reply(A, detach).is_none(), "it waits for the disk");
+    let refusal = w.must_not(A, Command::Detach { volume: Some(VolumeNr(77)), force: true });
+    assert_eq!(refusal.code, 127, "{refusal:?}");
+    assert!(w.reply(A, detach).is_none(), "it still waits");
+    w.heal_disks(A);
+    w.run_until("its end", Span::from_secs(30), |w| w.reply(A, detach).is_some());
+    assert!(matches!(w.reply(A, detach), Some(Ok(Reply::Done))));
 }

@@ -518,7 +518,9 @@ impl World {
                 asked.name
             );
         }
-        if result.is_err() && asked.step == self.command_began {
+        // Another command may have had its turn in the same call.
+        let is_only_one = !self.watch.asked.keys().any(|(node, _)| *node == n);
+        if result.is_err() && asked.step == self.command_began && is_only_one {
             assert!(
                 facts == asked.facts,
                 "ST-7: the {} of node {n} was refused ({result:?}), but {:?} became {facts:?}",
@@ -539,6 +541,18 @@ impl World {
             "ST-5: node {n} was promoted without a good copy of volume {volume}: {new}"
         );
         self.coverage.add(Family::Check, "ST-5");
+    }
+
+    /// Whether a mirrored peer says here that it has a write on its disk.
+    pub(crate) fn is_confirmation(&self, n: usize, event: &Event<'_>) -> bool {
+        let Event::Packet { volume, packet: Packet::WriteAck(_), .. } = event else {
+            return false;
+        };
+        let at = usize::from(volume.0);
+        at < self.volumes() && {
+            let state = self.state(n, at);
+            state.conn >= Conn::Connected && state.pdsk == DiskState::UpToDate
+        }
     }
 
     /// What was not answered belongs to a process that is gone.
