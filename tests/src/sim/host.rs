@@ -290,14 +290,16 @@ impl World {
         let ix = VolumeIx(u8::try_from(volume).expect("few volumes"));
         let resource = self.nodes[n].resource.as_ref().expect("it just answered");
         let state = resource.state(ix).expect("a volume of the setup");
-        let mirrored = state.conn >= Conn::Connected && state.pdsk == DiskState::UpToDate;
+        // The peer's word counts, also if the same call gave the peer up afterwards.
+        let mirrored = self.peer_confirms
+            || state.conn >= Conn::Connected && state.pdsk == DiskState::UpToDate;
         if !mirrored {
             self.stale[1 - n][volume] = true;
             if !(state.conn == Conn::SyncSource && self.has_ended_resync(1 - n, volume)) {
                 self.since_sync[volume].alone.insert(n);
             }
         }
-        if state.conn < Conn::Connected {
+        if state.conn < Conn::Connected && !self.peer_confirms {
             self.wrote_apart(n, volume);
         }
         if state.disk != DiskState::UpToDate {

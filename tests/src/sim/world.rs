@@ -76,6 +76,8 @@ pub struct World {
     pub(crate) next_command: u64,
     /// The line of trace at which the command under way in the core was given.
     pub(crate) command_began: u64,
+    /// Whether the event under way is a mirrored peer's word that it has a write.
+    pub(crate) peer_confirms: bool,
     /// Things that have happened.
     pub steps: u64,
     queue: BTreeMap<(Time, u64), Happening>,
@@ -113,6 +115,7 @@ impl World {
             actions: Vec::new(),
             next_command: 0,
             command_began: 0,
+            peer_confirms: false,
             steps: 0,
             queue: BTreeMap::new(),
             planned: 0,
