@@ -16,7 +16,7 @@ use crate::connect::{LeftOld, Then};
 use crate::control::{Command, Refusal, Reply};
 use crate::event::CommandId;
 use crate::resource::Resource;
-use crate::state::{Conn, Disk, Refused, StateChange, soft_change};
+use crate::state::{Conn, Disk, Refused, State, StateChange, soft_change};
 use crate::units::{Span, Time, VolumeNr};
 use crate::wire::Packet;
 
@@ -126,6 +126,17 @@ fn failure(code: i32, text: impl Into<String>, advice: &str) -> Refusal {
 
 fn held_open(holder: &str) -> Refusal {
     Refusal { text: format!("{}: {holder}", Refused::DeviceInUse), ..refusal(Refused::DeviceInUse) }
+}
+
+fn requests_suspended(state: &State) -> Refusal {
+    let why = crate::state::suspension(state);
+    let advice = "give it a disk (attach) or its peer (connect) back first; \
+                  `down --force` fails the requests";
+    Refusal {
+        text: format!("requests wait: I/O is suspended ({why})"),
+        advice: advice.to_owned(),
+        ..refusal(Refused::DeviceInUse)
+    }
 }
 
 impl Resource {

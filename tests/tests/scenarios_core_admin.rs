@@ -2,7 +2,7 @@
 
 use replication_core::control::{Command, Reply};
 use replication_core::event::HostOp;
-use replication_core::state::{Conn, Disk, Role};
+use replication_core::state::{Conn, Disk, OnNoData, Role};
 use replication_core::units::{SectorRange, Span, VolumeNr};
 use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::setup::Setup;
@@ -214,4 +214,54 @@ fn a_forced_command_for_an_unknown_volume_ends_nothing() {
     w.heal_disks(A);
     w.run_until("its end", Span::from_secs(30), |w| w.reply(A, detach).is_some());
     assert!(matches!(w.reply(A, detach), Some(Ok(Reply::Done))));
+}
+
+/// A node does not wait for requests that are suspended until it may be Secondary, or go down: the
+/// operator is told, and may give it its disk back with the next command (LV-1). That one, and the
+/// change of the policy, waited behind the first for ever.
+#[test]
+fn suspended_requests_are_not_waited_for() {
+    let mut w =
+        World::new(1121, Setup::with(|s| s.nodes[A].config.on_no_data = OnNoData::SuspendIo));
+    w.start_synced();
+    w.must(A, Command::Detach { volume: None, force: false });
+    w.disk_failed(A, 0);
+    w.cut();
+    wait_alone(&mut w, A);
+    let range = SectorRange { start: 0, end: 8 };
+    let write = w.submit(A, 0, HostOp::Write { fua: false }, range).unwrap();
+    let down = Command::Down { holder: None, force: false };
+    for command in [Command::Secondary { holder: None }, down] {
+        let refusal = w.must_not(A, command);
+        assert_eq!(refusal.text, "requests wait: I/O is suspended (no-data)");
+    }
+    assert_eq!(w.state(A, 0).role, Role::Primary);
+    w.heal();
+    w.run_until("the answer", Span::from_secs(60), |w| w.answer(A, write).is_some());
+    assert_eq!(w.answer(A, write), Some(Ok(())));
+    w.must(A, Command::Attach(None));
+    w.wait_synced();
+    w.read_all(A, 0);
+}
+
+/// A Primary without good data freezes at once when the policy is changed to that, and says so. Its
+/// requests waited, but the status did not show it.
+#[test]
+fn a_changed_policy_suspends_io() {
+    let mut w = World::new(1122, Setup::default());
+    w.start_synced();
+    w.must(A, Command::Detach { volume: None, force: false });
+    w.disk_failed(A, 0);
+    w.cut();
+    wait_alone(&mut w, A);
+    let mut resource = w.nodes[A].setup.config.clone();
+    resource.on_no_data = OnNoData::SuspendIo;
+    let command = w.adjust(A, resource);
+    w.must(A, command);
+    assert!(w.status(A).suspended_no_data);
+    let range = SectorRange { start: 0, end: 8 };
+    let write = w.submit(A, 0, HostOp::Write { fua: false }, range).unwrap();
+    w.heal();
+    w.run_until("the answer", Span::from_secs(60), |w| w.answer(A, write).is_some());
+    assert_eq!(w.answer(A, write), Some(Ok(())));
 }

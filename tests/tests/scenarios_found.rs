@@ -1,6 +1,6 @@
 //! Failures that seeds of the simulator have found, each as a scenario.
 
-use replication_core::config::{EngineConfig, Frontend, HandlersConfig, NbdAddress, OnIoError};
+use replication_core::config::OnIoError;
 use replication_core::control::Command;
 use replication_core::event::HostOp;
 use replication_core::state::{Conn, Disk, Role};
@@ -529,19 +529,8 @@ fn a_node_writes_by_the_protocol_of_its_peer() {
     w.start_synced();
     let mut resource = w.nodes[B].setup.config.clone();
     resource.net.protocol = ReplicationProtocol::A;
-    let config = EngineConfig {
-        resource,
-        node: String::from("beta"),
-        backing: Vec::new(),
-        handlers: HandlersConfig::default(),
-        local: "127.0.0.1:7789".parse().unwrap(),
-        remote: "127.0.0.1:7788".parse().unwrap(),
-        frontend: Frontend::Nbd(NbdAddress::Unix(String::from("nbd"))),
-        queue_depth: 8,
-        max_io_size: 1 << 17,
-        run_dir: String::new(),
-    };
-    w.must(B, Command::Adjust(Box::new(config)));
+    let command = w.adjust(B, resource);
+    w.must(B, command);
     w.wait_log(A, "peer changed the settings: protocol A");
     w.nodes[B].slowness = 100;
     for at in 0..8 {

@@ -3,7 +3,7 @@
 //! The history of the in-tree driver is the best list of tests there is. Each failure that was
 //! recorded there is replayed here under its number; tests/README.md has the list.
 
-use replication_core::config::{EngineConfig, Frontend, HandlersConfig, NbdAddress, OnIoError};
+use replication_core::config::OnIoError;
 use replication_core::control::Command;
 use replication_core::event::HostOp;
 use replication_core::resource::ConfigError;
@@ -320,19 +320,8 @@ fn recorded_12_frozen_requests_fail_when_the_policy_changes() {
     assert_eq!(w.nodes[A].host.outstanding(), 3);
     let mut resource = w.nodes[A].setup.config.clone();
     resource.on_no_data = OnNoData::IoError;
-    let config = EngineConfig {
-        resource,
-        node: String::from("alpha"),
-        backing: Vec::new(),
-        handlers: HandlersConfig::default(),
-        local: "127.0.0.1:7788".parse().unwrap(),
-        remote: "127.0.0.1:7789".parse().unwrap(),
-        frontend: Frontend::Nbd(NbdAddress::Unix(String::from("nbd"))),
-        queue_depth: 8,
-        max_io_size: 1 << 17,
-        run_dir: String::new(),
-    };
-    w.must(A, Command::Adjust(Box::new(config)));
+    let command = w.adjust(A, resource);
+    w.must(A, command);
     w.run_for(Span::from_secs(1));
     for request in [write, read, flush] {
         assert_eq!(w.answer(A, request), Some(Err(Errno::EIO)));

@@ -3,13 +3,15 @@
 //! A step looks at the state, does what is possible, and says whether it has to wait; it is called
 //! again after every event.
 
-use super::{End, Job, Outcome, Phase, failure, held_open, refusal};
+use super::{End, Job, Outcome, Phase, failure, held_open, refusal, requests_suspended};
 use crate::action::{Level, Scope};
 use crate::config::ResourceConfig;
 use crate::connect::Then;
 use crate::control::{Command, Refusal, Reply};
 use crate::resource::Resource;
-use crate::state::{Conn, Disk, OnNoData, Refused, Role, State, StateChange, soft_change};
+use crate::state::{
+    Conn, Disk, OnNoData, Refused, Role, State, StateChange, has_no_data, soft_change,
+};
 use crate::units::{Sector, VolumeNr};
 use crate::volume::MetaTask;
 use crate::wire::UuidFlags;
@@ -182,9 +184,8 @@ impl Resource {
             }
             Phase::Asked => {
                 // AL-10: nothing is in flight, on either side.
-                let idle = (0..self.volumes.len()).all(|at| self.is_host_idle(at));
-                if !idle || !self.transfer_log.is_empty() {
-                    return Outcome::Wait;
+                if !self.is_quiet() {
+                    return self.wait_until_quiet();
                 }
                 for at in 0..self.volumes.len() {
                     let state = State { role: Role::Secondary, ..self.volumes[at].state };
@@ -195,6 +196,22 @@ impl Resource {
                 Outcome::Again
             }
             Phase::Settle | Phase::Disconnecting | Phase::Detaching => self.when_durable(),
+        }
+    }
+
+    /// Whether nothing of the host is in flight, here or on the way to the peer.
+    fn is_quiet(&self) -> bool {
+        let mut all = 0..self.volumes.len();
+        all.all(|at| self.is_host_idle(at)) && self.transfer_log.is_empty()
+    }
+
+    /// What is suspended is not waited for: it may be the next command that lets it go on (LV-1).
+    fn wait_until_quiet(&self) -> Outcome {
+        let is_stuck =
+            |at: &usize| self.volumes[*at].state.is_suspended() && !self.is_host_idle(*at);
+        match (0..self.volumes.len()).find(is_stuck) {
+            Some(at) => Outcome::Refuse(requests_suspended(&self.volumes[at].state)),
+            None => Outcome::Wait,
         }
     }
 
@@ -450,9 +467,13 @@ impl Resource {
         self.transfer_log.set_max_epoch_size(new.net.max_epoch_size);
         for at in 0..self.volumes.len() {
             let state = self.volumes[at].state;
-            if state.susp_nod && new.on_no_data == OnNoData::IoError {
-                // What waited for a good copy fails now (ACK-3).
-                let state = State { susp_nod: false, ..state };
+            // What waits for a good copy fails from now on, or waits from now on (ACK-3).
+            let susp_nod = match new.on_no_data {
+                OnNoData::IoError => false,
+                OnNoData::SuspendIo => state.susp_nod || has_no_data(&state),
+            };
+            if susp_nod != state.susp_nod {
+                let state = State { susp_nod, ..state };
                 self.set_state(at, state, "on-no-data-accessible changed");
             }
         }
@@ -485,11 +506,10 @@ impl Resource {
                 Outcome::Again
             }
             Phase::Asked => {
-                let idle = (0..self.volumes.len()).all(|at| self.is_host_idle(at));
                 // Otherwise this end is that of a node that crashed (AL-10).
-                let is_clean = idle && self.transfer_log.is_empty();
+                let is_clean = self.is_quiet();
                 if !force && !is_clean {
-                    return Outcome::Wait;
+                    return self.wait_until_quiet();
                 }
                 for at in 0..self.volumes.len() {
                     let state = self.volumes[at].state;

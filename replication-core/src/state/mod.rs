@@ -16,6 +16,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use sanitize::has_no_data;
 pub use sanitize::sanitize;
 pub use validate::{Refused, hard_limits, validate_change, validate_state};
 pub use word::{BadStateWord, Field, StateChange};
@@ -349,7 +350,8 @@ fn part(label: &str, old: &str, new: &str) -> Option<String> {
     if old == new { None } else { Some(format!("{label}( {old} -> {new} )")) }
 }
 
-fn suspension(state: &State) -> String {
+/// Why I/O is suspended, in words.
+pub(crate) fn suspension(state: &State) -> String {
     words(&[(state.susp, "user"), (state.susp_nod, "no-data"), (state.susp_fen, "fencing")])
 }
 

@@ -138,7 +138,7 @@ fn has_lost_peer(state: &State) -> bool {
 }
 
 /// A Primary that reaches no good data, here or there.
-fn has_no_data(state: &State) -> bool {
+pub(crate) fn has_no_data(state: &State) -> bool {
     state.role == Role::Primary && state.disk < Disk::UpToDate && state.pdsk < Disk::UpToDate
 }
 

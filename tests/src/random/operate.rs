@@ -1,6 +1,6 @@
 //! The first phase: what the operator does.
 
-use replication_core::config::{EngineConfig, Frontend, HandlersConfig, NbdAddress, OnIoError};
+use replication_core::config::OnIoError;
 use replication_core::control::Command;
 use replication_core::state::OnNoData;
 use replication_core::units::{Span, VolumeNr};
@@ -224,19 +224,9 @@ impl Run {
 
     /// Tells a node what its configuration says now.
     pub(super) fn take_options_over(&mut self, n: usize) {
-        let config = EngineConfig {
-            resource: self.w.nodes[n].setup.config.clone(),
-            node: String::from("node"),
-            backing: Vec::new(),
-            handlers: HandlersConfig::default(),
-            local: std::net::SocketAddr::from(([127, 0, 0, 1], 7788)),
-            remote: std::net::SocketAddr::from(([127, 0, 0, 1], 7789)),
-            frontend: Frontend::Nbd(NbdAddress::Unix(String::from("nbd"))),
-            queue_depth: self.w.nodes[n].setup.queue_depth,
-            max_io_size: 1 << 17,
-            run_dir: String::new(),
-        };
-        self.tell(n, Command::Adjust(Box::new(config)));
+        let resource = self.w.nodes[n].setup.config.clone();
+        let command = self.w.adjust(n, resource);
+        self.tell(n, command);
     }
 
     /// A node that is down comes back with another size of the activity log and other policies.

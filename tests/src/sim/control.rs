@@ -1,5 +1,10 @@
 //! The operator: commands, and questions about the states.
 
+use std::net::SocketAddr;
+
+use replication_core::config::{
+    EngineConfig, Frontend, HandlersConfig, NbdAddress, ResourceConfig,
+};
 use replication_core::control::{Command, Refusal, Reply, Status};
 use replication_core::event::{CommandId, Event, VolumeIx};
 use replication_core::state::{Conn, Disk, State};
@@ -49,6 +54,23 @@ impl World {
         if let Err(refusal) = self.ask(n, command) {
             panic!("{words} on node {n} was refused: {refusal:?}");
         }
+    }
+
+    /// The command that gives a running node other options.
+    #[must_use]
+    pub fn adjust(&self, n: usize, resource: ResourceConfig) -> Command {
+        Command::Adjust(Box::new(EngineConfig {
+            resource,
+            node: String::from("node"),
+            backing: Vec::new(),
+            handlers: HandlersConfig::default(),
+            local: SocketAddr::from(([127, 0, 0, 1], 7788)),
+            remote: SocketAddr::from(([127, 0, 0, 1], 7789)),
+            frontend: Frontend::Nbd(NbdAddress::Unix(String::from("nbd"))),
+            queue_depth: self.nodes[n].setup.queue_depth,
+            max_io_size: 1 << 17,
+            run_dir: String::new(),
+        }))
     }
 
     /// Gives a command that has to be refused, and returns the refusal.
