@@ -147,7 +147,9 @@ impl Resource {
             return;
         }
         let Some(uuids) = self.volumes[at].uuids() else { return };
-        if uuids.bitmap.is_zero() {
+        // A target that was not told to start has not ended anything.
+        let is_unheard = old.conn == Conn::WFBitMapS;
+        if uuids.bitmap.is_zero() || (uuids.may_be_shared() && !is_unheard) {
             self.new_current_uuid(at);
             self.send_uuids(at, false);
         }

@@ -128,16 +128,38 @@ impl Uuids {
         self.bitmap = uuid;
     }
 
+    /// Whether a resync from here was begun in this generation. Its target is of this generation,
+    /// too, once it has ended it, of which nobody here need have heard.
+    #[must_use]
+    pub const fn has_begun_resync(&self) -> bool {
+        let base = self.history[0];
+        !self.bitmap.is_zero() && (base.same(Uuid::FRESH) || base.is_base_of(self.bitmap))
+    }
+
+    /// Whether the peer may be of this generation: what it will not have is written in another
+    /// one (GI-1).
+    #[must_use]
+    pub const fn may_be_shared(&self) -> bool {
+        self.bitmap.is_zero() || self.has_begun_resync()
+    }
+
     /// Starts a new generation: the bitmap counts from the one that ends here. What the bitmap
     /// slot held goes into the history, so that a peer with that generation is still recognised
     /// as older, at the price of a full resync (GI-2).
+    ///
+    /// The identifier of a resync stays in the bitmap slot: its target most likely did not end it,
+    /// and one that did is recognised by the history (rule 52).
     pub fn rotate_new_current(&mut self, random: u64, primary: bool) {
         let mut next = Uuid::from_random(random);
         if self.contains(next) {
             // Never reuse an identifier (GI-9), even with a broken source of randomness.
             next = Uuid::from_random(random.rotate_left(17).wrapping_add(self.current.0 | 2));
         }
-        self.set_bitmap_rotating(self.current);
+        if self.has_begun_resync() {
+            self.push(self.current);
+        } else {
+            self.set_bitmap_rotating(self.current);
+        }
         self.current = next.with_role_bit(primary);
         assert!(!self.current.same(Uuid::ZERO), "a generation has an identifier");
         assert!(!self.current.same(Uuid::FRESH), "a new generation is not fresh metadata");
@@ -179,6 +201,18 @@ impl Uuids {
         }
     }
 
+    /// A resync to a peer of the generation `peer` is about to start: the bitmap slot names that
+    /// generation if it is part of this past, so that the peer is recognised whatever it hears of
+    /// the resync. Which blocks differ is settled by then.
+    pub fn start_from(&mut self, peer: Uuid) {
+        if self.bitmap.same(peer) || self.bitmap.is_zero() {
+            return;
+        }
+        if let Some(older) = self.history.iter_mut().find(|uuid| uuid.same(peer)) {
+            std::mem::swap(&mut self.bitmap, older);
+        }
+    }
+
     /// A resync from here starts under the identifier `sync`.
     pub fn sync_start_source(&mut self, sync: Uuid) {
         self.set_bitmap_rotating(sync);
@@ -190,6 +224,22 @@ impl Uuids {
     pub fn undo_sync_start(&mut self) {
         self.bitmap = self.history[0];
         self.history[0] = self.history[1];
+    }
+
+    /// The same identifiers, had the end of a resync been heard before the current generation
+    /// began: the bitmap counts from the generation in which it was begun.
+    #[must_use]
+    pub const fn with_resync_ended(&self) -> Self {
+        let [begun_in, base] = self.history;
+        Self { current: self.current, bitmap: begun_in, history: [self.bitmap, base] }
+    }
+
+    /// The same identifiers, had a resync not been begun before the current generation: the
+    /// bitmap counts from the generation that the resync was to start from.
+    #[must_use]
+    pub const fn with_resync_unheard(&self) -> Self {
+        let [begun_in, base] = self.history;
+        Self { current: self.current, bitmap: base, history: [begun_in, Uuid::ZERO] }
     }
 
     /// Whether the bitmap slot holds a resync that a peer of this generation does not take part in.

@@ -579,3 +579,32 @@ fn a_late_notice_is_on_disk_before_its_copy_is_confirmed() {
     }
     assert!(announced > 0, "there were late notices");
 }
+
+/// The source of a resync loses the target when that one has ended it and is of the same
+/// generation, before the source has heard of it. What it writes from then on is in a generation of
+/// its own: the target may be promoted, and the source come back (GI-1, GI-6).
+#[test]
+fn a_source_alone_after_an_unheard_end_begins_a_generation() {
+    let setup = Setup::with(|s| s.speed.jitter = Span::from_ms(20));
+    let mut w = World::new(712, setup);
+    w.start_synced();
+    w.kill(B);
+    wait_alone(&mut w, A);
+    w.write(A, 0, 0, 64);
+    w.restart(B);
+    let of = |w: &World, n: usize| w.on_disk(n, 0).expect("a disk").superblock.uuids.current | 1;
+    let limit = Span::from_secs(60);
+    w.run_until("the target is of the source's generation", limit, |w| of(w, A) == of(w, B));
+    assert_eq!(w.conn(A), Conn::SyncSource);
+    w.cut();
+    wait_alone(&mut w, A);
+    w.write(A, 0, 0, 8);
+    assert_ne!(of(&w, A), of(&w, B));
+    w.kill(A);
+    wait_alone(&mut w, B);
+    w.must(B, Command::Primary { force: false });
+    w.write(B, 0, 64, 8);
+    w.heal();
+    w.restart(A);
+    w.run_until("the split brain is seen", limit, |w| w.has_logged(B, "Split-Brain detected"));
+}

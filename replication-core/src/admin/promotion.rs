@@ -120,9 +120,9 @@ impl Resource {
             self.log(Level::Warn, Scope::Device(ix), "Forced to consider local data as UpToDate!");
         }
         let is_alone = state.conn < Conn::Connected || state.pdsk <= Disk::Failed;
-        let has_bitmap_uuid = self.volumes[at].uuids().is_some_and(|u| !u.bitmap.is_zero());
+        let may_be_shared = self.volumes[at].uuids().is_some_and(|u| u.may_be_shared());
         let has_disk = self.volumes[at].uuids().is_some() && state.disk == Disk::UpToDate;
-        let renew = has_disk && (forced || (is_alone && !has_bitmap_uuid));
+        let renew = has_disk && (forced || (is_alone && may_be_shared));
         if renew {
             // The role bit of the new identifier follows from the role.
             self.new_current_uuid(at);

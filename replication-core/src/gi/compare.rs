@@ -239,7 +239,7 @@ fn compare_different(input: &Compare<'_>) -> Comparison {
             let mirrored = compare_past(input, peer, own);
             Comparison {
                 outcome: mirrored.outcome.mirrored(),
-                // 50, 51, 60 become 70, 71, 80.
+                // 50 to 53 and 60 become 70 to 73 and 80.
                 rule: if mirrored.rule == 0 { 0 } else { mirrored.rule + 20 },
                 own_correction: mirrored.peer_correction,
                 peer_correction: None,
@@ -253,10 +253,13 @@ fn is_past_of(uuid: Uuid, of: &Uuids) -> bool {
     [of.bitmap, of.history[0], of.history[1]].into_iter().any(|slot| slot.same(uuid))
 }
 
-/// Rules 50, 51 and 60 in the view of the node with the older data.
+/// Rules 50 to 53 and 60 in the view of the node with the older data.
 fn compare_past(input: &Compare<'_>, old: &Uuids, new: &Uuids) -> Comparison {
     if old.current.same(new.bitmap) {
         return verdict(TARGET, 50);
+    }
+    if let Some(corrected) = gone_on_from_resync(input, old, new) {
+        return corrected;
     }
     let base_known = new.history[0].same(old.current);
     let start_lost = base_known
@@ -275,6 +278,30 @@ fn compare_past(input: &Compare<'_>, old: &Uuids, new: &Uuids) -> Comparison {
     let mut undone = *new;
     undone.undo_sync_start();
     Comparison { outcome: TARGET, rule: 51, own_correction: None, peer_correction: Some(undone) }
+}
+
+/// Rules 52 and 53: the newer node began a resync, lost its target, and went on in a generation of
+/// its own without having heard how far it got. The kernel driver does neither, and takes both for
+/// rule 60: such a peer copies everything.
+fn gone_on_from_resync(input: &Compare<'_>, old: &Uuids, new: &Uuids) -> Option<Comparison> {
+    if input.agreed_version < REPAIR_VERSION || new.bitmap.is_zero() {
+        return None;
+    }
+    let [begun_in, base] = new.history;
+    let has_ended = old.current.same(begun_in)
+        && old.bitmap.is_zero()
+        && old.history[0].same(new.bitmap)
+        && old.history[1].same(base);
+    let is_unheard = old.current.same(base) && base.is_base_of(new.bitmap);
+    let (rule, corrected) = if has_ended {
+        (52, new.with_resync_ended())
+    } else if is_unheard {
+        (53, new.with_resync_unheard())
+    } else {
+        return None;
+    };
+    let peer_correction = Some(corrected);
+    Some(Comparison { outcome: TARGET, rule, own_correction: None, peer_correction })
 }
 
 /// Rules 90, 100 and "otherwise": neither generation is the past of the other.

@@ -132,6 +132,45 @@ fn lost_messages_of_a_resync_are_corrected() {
     assert_eq!((got.own_correction, got.peer_correction), (None, Some(ended)));
 }
 
+/// The source of [X, W] went on in the generation Y when it had lost its target, which may have
+/// ended the resync, or never have heard of it.
+#[test]
+fn a_source_that_went_on_is_recognised() {
+    let begun = Uuids::from_slots([X, SYNC, W, V]);
+    assert!(begun.may_be_shared() && begun.has_begun_resync());
+    let mut went_on = begun;
+    went_on.rotate_new_current(Y, false);
+    assert_eq!(went_on, Uuids::from_slots([Y, SYNC, X, W]));
+    assert!(!went_on.may_be_shared());
+    let source = node([Y, SYNC, X, W]);
+    let ended = (node([X, 0, SYNC, W]), [Y, X, SYNC, W], 52);
+    let unheard = (node([W, 0, V, 0]), [Y, W, X, 0], 53);
+    for (target, corrected, rule) in [ended, unheard] {
+        let corrected = Some(Uuids::from_slots(corrected));
+        let got = judge(&target, &source, true, LINK);
+        assert_eq!((got.outcome, got.rule), (TARGET, rule));
+        assert_eq!((got.own_correction, got.peer_correction), (None, corrected));
+        let got = judge(&source, &target, true, LINK);
+        assert_eq!((got.outcome, got.rule), (SOURCE, rule + 20));
+        assert_eq!((got.own_correction, got.peer_correction), (corrected, None));
+    }
+    let got = judge(&source, &node([SYNC, 0, 0, 0]), true, LINK);
+    assert_eq!((got.outcome, got.rule), (SOURCE, 70), "it has begun the resync");
+    let promoted = judge(&source, &node([V, X, SYNC, W]), true, LINK);
+    assert!(matches!(promoted.outcome, Outcome::SplitBrain { .. }), "it has ended it and gone on");
+}
+
+/// A resync starts from the generation of its target, wherever that is in the past.
+#[test]
+fn a_resync_names_the_generation_of_its_target() {
+    let mut uuids = Uuids::from_slots([X, W, V, Y]);
+    uuids.start_from(Uuid(Y));
+    assert_eq!(uuids, Uuids::from_slots([X, Y, V, W]));
+    uuids.start_from(Uuid(4));
+    uuids.start_from(Uuid(Y));
+    assert_eq!(uuids, Uuids::from_slots([X, Y, V, W]));
+}
+
 #[test]
 fn old_protocols_use_the_history_or_give_up() {
     let at = |version| Link { version, ..LINK };
@@ -183,7 +222,7 @@ fn the_verdict_is_written_as_operators_know_it() {
     }
 }
 
-/// The rules once more, in the order and wording of the notes: the oracle.
+/// The rules once more, in the order and wording of the notes, with 52 and 53: the oracle.
 fn oracle(own: &Node, peer: &Node, resolver: bool, link: Link) -> (i32, u32) {
     let [c, b, h1, h2] = own.uuids.slots().map(|uuid| uuid & !1);
     let [p, q, g1, g2] = peer.uuids.slots().map(|uuid| uuid & !1);
@@ -225,6 +264,12 @@ fn oracle(own: &Node, peer: &Node, resolver: bool, link: Link) -> (i32, u32) {
     if c == q {
         return (-1, 50);
     }
+    if link.version >= 91 && q_set && c == g1 && b == 0 && h1 == q && h2 == g2 {
+        return (-1, 52);
+    }
+    if link.version >= 91 && c == g2 && g2.wrapping_add(1 << 48) == q {
+        return (-1, 53);
+    }
     if c == g1 && derived(g1, q, h1 == g2) {
         return repair(-1, 51);
     }
@@ -233,6 +278,12 @@ fn oracle(own: &Node, peer: &Node, resolver: bool, link: Link) -> (i32, u32) {
     }
     if b == p {
         return (1, 70);
+    }
+    if link.version >= 91 && b_set && p == h1 && q == 0 && g1 == b && g2 == h2 {
+        return (1, 72);
+    }
+    if link.version >= 91 && p == h2 && h2.wrapping_add(1 << 48) == b {
+        return (1, 73);
     }
     if h1 == p && derived(h1, b, h2 == g1) {
         return repair(1, 71);

@@ -139,9 +139,11 @@ impl Resource {
         let random = self.random();
         let volume = &mut self.volumes[at];
         let disk = volume.disk.as_mut().expect("a source has a disk");
-        let peer = volume.peer_uuids.map(|peer| peer.uuids.current);
-        if peer.is_some_and(|peer| disk.uuids.is_start_unheard(peer)) {
-            disk.uuids.undo_sync_start();
+        if let Some(peer) = volume.peer_uuids.map(|peer| peer.uuids.current) {
+            if disk.uuids.is_start_unheard(peer) {
+                disk.uuids.undo_sync_start();
+            }
+            disk.uuids.start_from(peer);
         }
         let sync = disk.uuids.sync_uuid(random);
         disk.uuids.sync_start_source(sync);

@@ -80,9 +80,9 @@ impl Family {
 }
 
 /// Rules that can decide a comparison (section 9.4 of the protocol notes).
-const RULES: [&str; 17] = [
-    "10", "20", "30", "34", "35", "36", "37", "40", "41", "50", "51", "60", "70", "71", "80", "90",
-    "100",
+const RULES: [&str; 21] = [
+    "10", "20", "30", "34", "35", "36", "37", "40", "41", "50", "51", "52", "53", "60", "70", "71",
+    "72", "73", "80", "90", "100",
 ];
 
 /// Actions of the core, one name each.
