@@ -608,3 +608,32 @@ fn a_source_alone_after_an_unheard_end_begins_a_generation() {
     w.restart(A);
     w.run_until("the split brain is seen", limit, |w| w.has_logged(B, "Split-Brain detected"));
 }
+
+/// The marks of a resync that has ended are gone from the disk before the metadata says that it
+/// has: after a power cut they came back, and were shown as out of sync for ever (RS-1).
+#[test]
+fn the_marks_of_an_ended_resync_do_not_come_back() {
+    for (victim, steps) in [A, B].into_iter().flat_map(|n| (0..16).map(move |steps| (n, steps))) {
+        let mut w = World::new(721, Setup::default());
+        w.start_synced();
+        w.kill(B);
+        wait_alone(&mut w, A);
+        w.write(A, 0, 0, 64);
+        w.must(A, Command::Secondary { holder: None });
+        w.settle();
+        w.restart(B);
+        let limit = Span::from_secs(60);
+        w.run_until("the start", limit, |w| w.conn(victim) > Conn::Connected);
+        w.run_until("the end", limit, |w| w.conn(victim) == Conn::Connected);
+        for _ in 0..steps {
+            w.step();
+        }
+        w.power_cut(victim, Cut::LoseAll);
+        wait_alone(&mut w, 1 - victim);
+        w.restart(victim);
+        w.wait_synced();
+        for n in [A, B] {
+            assert_eq!(w.status(n).volumes[0].out_of_sync_kib, 0, "{n} after {steps} steps");
+        }
+    }
+}

@@ -40,6 +40,8 @@ impl Resource {
             return;
         }
         disk.uuids.sync_finish_source();
+        // The marks are gone from the disk first: without a resync nobody looks at them again.
+        self.save_bitmap(at);
         self.log_resync_end(at, 0);
         let state = State { conn: Conn::Connected, pdsk: Disk::UpToDate, ..state };
         self.set_state(at, state, "resync done");

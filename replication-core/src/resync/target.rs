@@ -352,6 +352,8 @@ impl Resource {
             disk.uuids.sync_finish_target(&peer.uuids, is_primary);
             peer.uuids = disk.uuids;
         }
+        // As on the source: the marks go first.
+        self.save_bitmap(at);
         self.log_resync_end(at, failed);
         let state = if failed == 0 {
             State { conn: Conn::Connected, disk: Disk::UpToDate, pdsk: Disk::UpToDate, ..state }
