@@ -438,6 +438,41 @@ fn the_only_copy_is_not_given_up_for_one_block() {
     w.read_all(A, 0);
 }
 
+/// A disk that fails while a resize waits for it to be quiet: the resize is refused, and nobody asks
+/// for the size of a disk that was put away.
+#[test]
+fn a_resize_ends_with_its_disk() {
+    let mut before_the_probe = 0;
+    for seed in 705..721 {
+        let mut w = World::new(seed, Setup::default());
+        w.start_synced();
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind: Kind::Flush, range: None, times: Some(1), trouble };
+        w.nodes[B].backing[0].data.add_fault(fault);
+        w.nodes[B].slowness = 1000;
+        w.write(A, 0, 0, 8);
+        w.run_for(Span::from_ms(5));
+        w.must(B, Command::Disconnect { force: true });
+        let resize = Command::Resize {
+            volume: None,
+            size: None,
+            assume_clean: false,
+            assume_peer_has_space: true,
+        };
+        // Its turn may come before the disk fails, or between that and the answer of the probe.
+        let answer = w.ask(B, resize);
+        before_the_probe += usize::from(answer.is_err_and(|refusal| refusal.code == -11));
+        w.heal_disks(B);
+        w.run_until("the disk is put away", Span::from_secs(60), |w| {
+            w.state(B, 0).disk == Disk::Diskless
+        });
+        w.must(B, Command::Attach(None));
+        w.must(B, Command::Connect { discard_my_data: false });
+        w.wait_synced();
+    }
+    assert!(before_the_probe > 0);
+}
+
 /// A resize that is cut short by a forced command lets the host's writes go on (LV-1): they were
 /// held back for ever.
 #[test]

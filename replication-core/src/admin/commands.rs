@@ -375,6 +375,10 @@ impl Resource {
                     job.phase = Phase::Settle;
                     return Outcome::Again;
                 };
+                if let Some(refusal) = self.check_resize(at, alone) {
+                    // It was possible when the command came.
+                    return self.give_up_resize(job, refusal);
+                }
                 self.release_waiting(at);
                 if !self.may_move_metadata(at) {
                     return Outcome::Wait;
@@ -389,21 +393,26 @@ impl Resource {
                     return Outcome::Wait;
                 }
                 let Some(probed) = self.take_probe(at) else { return Outcome::Wait };
+                if let Err(text) =
+                    probed.and_then(|info| self.apply_resize(at, info, size, clean, alone))
+                {
+                    let refusal = failure(111, text, "check the sizes of both disks");
+                    return self.give_up_resize(job, refusal);
+                }
                 self.volumes[at].is_paused = false;
                 job.todo.pop_front();
                 job.phase = Phase::Asked;
-                match probed.and_then(|info| self.apply_resize(at, info, size, clean, alone)) {
-                    Ok(()) => Outcome::Again,
-                    Err(text) => {
-                        for at in job.todo.drain(..) {
-                            self.volumes[at].is_paused = false;
-                        }
-                        Outcome::Refuse(failure(111, text, "check the sizes of both disks"))
-                    }
-                }
+                Outcome::Again
             }
             Phase::Settle | Phase::Disconnecting => self.when_durable(),
         }
+    }
+
+    fn give_up_resize(&mut self, job: &mut Job, refusal: Refusal) -> Outcome {
+        for at in job.todo.drain(..) {
+            self.volumes[at].is_paused = false;
+        }
+        Outcome::Refuse(refusal)
     }
 
     /// Whether nothing is under way that the metadata must not move under.

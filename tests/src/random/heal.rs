@@ -170,7 +170,12 @@ impl Run {
     fn demote(&mut self, n: usize) {
         let id = self.w.tell(n, Command::Secondary { holder: None });
         self.w.run_for(Span::from_secs(5));
-        if self.w.reply(n, id).is_none() {
+        let is_stuck = match self.w.reply(n, id) {
+            None => true,
+            Some(Ok(_)) => false,
+            Some(Err(refusal)) => refusal.text.starts_with("requests wait"),
+        };
+        if is_stuck {
             self.w.kill(n);
         }
     }
