@@ -210,6 +210,7 @@ impl Resource {
         self.check_known_data(at)?;
         let peer = self.volumes[at].peer_sizes.map_or(0, |sizes| sizes.disk);
         let size = self.agreed_size(at, peer).map_err(|e| (170, e))?;
+        self.check_served_size(at, size)?;
         let volume = &mut self.volumes[at];
         let disk = volume.disk.as_mut().expect("an attach is under way");
         disk.stage = Stage::Settling;
@@ -301,6 +302,17 @@ impl Resource {
                 disk.uuids.current
             );
             return Err((150, text));
+        }
+        Ok(())
+    }
+
+    /// A device that is served without a disk does not shrink to one (FE-1).
+    fn check_served_size(&self, at: usize, found: Sector) -> Result<(), (i32, String)> {
+        let volume = &self.volumes[at];
+        let served = volume.size;
+        if volume.state.role == Role::Primary && found < served {
+            let text = format!("the device in use has {served}, this disk only {found}");
+            return Err((111, text));
         }
         Ok(())
     }
