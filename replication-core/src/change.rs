@@ -117,7 +117,7 @@ impl Resource {
         self.tell_peer(at, old, new);
         self.follow_connection(at, old, new);
         if new.disk <= Disk::Failed && old.disk > Disk::Failed {
-            self.begin_leaving(at);
+            self.begin_leaving(at, old.disk != Disk::Negotiating);
         }
         let now = self.volumes[at].state;
         let is_peer_good = now.pdsk == Disk::UpToDate && now.conn >= Conn::Connected;

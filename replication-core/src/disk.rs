@@ -345,7 +345,7 @@ impl Resource {
                     state.disk = Disk::Failed;
                     self.set_state(at, state, "detach");
                 }
-                self.begin_leaving(at);
+                self.begin_leaving(at, true);
             }
             After::MarkClean => {
                 if let Some(disk) = self.volumes[at].disk.as_mut() {

@@ -2,9 +2,15 @@
 //! of different sizes, each as a scenario.
 
 use replication_core::control::Command;
-
+use replication_core::state::{Conn, Disk};
+use replication_core::units::Span;
 use tests::sim::setup::{MIB, Setup};
 use tests::sim::{A, B, World};
+
+fn wait_alone(w: &mut World, n: usize) {
+    let limit = Span::from_secs(30);
+    w.run_until("the loss is noticed", limit, |w| w.conn(n) < Conn::Connected);
+}
 
 /// The device of a Primary without a disk grows with its peer's: its old disk is too small then, and
 /// is not attached (FE-1). The device in use shrank to it.
@@ -35,4 +41,33 @@ fn a_served_device_does_not_shrink_to_an_old_disk() {
     assert_eq!(refusal.code, 111, "{refusal:?}");
     assert_eq!(w.nodes[A].sizes[0], grown);
     w.read(A, 0, grown - 8, 8);
+}
+
+/// The connection is lost when the old disk of a Primary without one has just been read, and waits
+/// for the peer's word: it is given back, and what the peer has stays the data in use (RD-1). The
+/// generation of the old disk counted as the one in use from then on, so that the old data was served
+/// and the peer's was refused.
+#[test]
+fn a_disk_that_waits_for_the_peer_is_not_in_use() {
+    let mut w = World::new(791, Setup::default());
+    w.start_synced();
+    w.disk_failed(A, 0);
+    w.must(A, Command::Detach { volume: None, force: false });
+    w.settle();
+    w.write(A, 0, 0, 8);
+    w.settle();
+    w.tell(A, Command::Attach(None));
+    let limit = Span::from_secs(10);
+    w.run_until("the disk is read", limit, |w| w.state(A, 0).disk == Disk::Negotiating);
+    w.kill(B);
+    wait_alone(&mut w, A);
+    w.settle();
+    assert_eq!(w.state(A, 0).disk, Disk::Diskless);
+    w.must_not(A, Command::Attach(None));
+    w.restart(B);
+    w.wait_connected();
+    w.read(A, 0, 0, 8);
+    w.must(A, Command::Attach(None));
+    w.wait_synced();
+    w.read_all(A, 0);
 }

@@ -389,20 +389,24 @@ impl Resource {
         self.admin_attached(at, Err((code, text)));
     }
 
-    /// The disk is given up: wait for what is in flight, then close it.
-    pub(crate) fn begin_leaving(&mut self, at: usize) {
+    /// The disk is given up: wait for what is in flight, then close it. One that was not `in_use`
+    /// yet leaves the data in use what it was.
+    pub(crate) fn begin_leaving(&mut self, at: usize, in_use: bool) {
         let volume = &mut self.volumes[at];
         let Some(disk) = volume.disk.as_mut() else { return };
         if disk.stage != Stage::Attached {
             return;
         }
         disk.stage = Stage::Leaving;
+        self.again = true;
+        if !in_use {
+            return;
+        }
         // From here on the peer may name a newer generation, if it has not done so already.
         // Nothing was acknowledged under one that did not get to the disk (GI-1).
         let own = disk.durable_uuid;
         let followed = volume.peer_uuids.map(|peer| peer.uuids).filter(|u| u.bitmap.same(own));
         volume.exposed_uuid = followed.map_or(own, |uuids| uuids.current);
-        self.again = true;
     }
 
     /// Ends a detach once nothing is in flight on the disk.
