@@ -80,7 +80,7 @@ impl Resource {
         })
         .map_err(|e| e.to_string())?;
         if agreed.user_is_too_large {
-            return Err(format!("requested size {} is too large, {} fit", agreed.user, capacity));
+            return Err(format!("requested size {} is too large, {} fit", agreed.user, agreed.size));
         }
         let shrinks = agreed.size < volume.size;
         if shrinks && state.disk >= Disk::Outdated && size.is_none() {

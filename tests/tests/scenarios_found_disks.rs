@@ -3,7 +3,7 @@
 
 use replication_core::control::Command;
 use replication_core::state::{Conn, Disk};
-use replication_core::units::Span;
+use replication_core::units::{Sector, Span};
 use tests::sim::setup::{MIB, Setup};
 use tests::sim::{A, B, World};
 
@@ -70,4 +70,20 @@ fn a_disk_that_waits_for_the_peer_is_not_in_use() {
     w.must(A, Command::Attach(None));
     w.wait_synced();
     w.read_all(A, 0);
+}
+
+/// A size that only one of the disks has is refused with the size that both have.
+#[test]
+fn a_size_that_does_not_fit_is_refused_with_the_one_that_does() {
+    let mut w = World::new(792, Setup::with(|s| s.nodes[A].devices[0].data = 12 * MIB));
+    w.start_synced();
+    let fits = w.nodes[A].sizes[0];
+    let resize = Command::Resize {
+        volume: None,
+        size: Some(Sector(fits + 8)),
+        assume_clean: false,
+        assume_peer_has_space: false,
+    };
+    let refusal = w.must_not(A, resize);
+    assert!(refusal.text.contains(&format!("too large, {fits}s fit")), "{refusal:?}");
 }
