@@ -15,6 +15,7 @@ use crate::action::{Action, Level, Scope};
 use crate::connect::{LeftOld, Then};
 use crate::control::{Command, Refusal, Reply};
 use crate::event::CommandId;
+use crate::mutant::Mutant;
 use crate::resource::Resource;
 use crate::state::{Conn, Disk, Refused, State, StateChange, soft_change};
 use crate::units::{Span, Time, VolumeNr};
@@ -477,7 +478,8 @@ impl Resource {
             change.conn,
             None | Some(Conn::StartingSyncS | Conn::StartingSyncT | Conn::Connected)
         );
-        let result = if is_busy && self.link.is_resolver {
+        let decides = self.link.is_resolver && !self.mutant.is_on(Mutant::AgreeMeanwhile);
+        let result = if is_busy && decides {
             Err(Refused::Concurrent)
         } else if !possible {
             Err(Refused::NotSupported)

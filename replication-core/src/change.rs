@@ -205,7 +205,7 @@ impl Resource {
             self.send_state(at, *new);
             return;
         }
-        let role = old.role != new.role;
+        let role = old.role != new.role && !self.mutant.is_on(Mutant::HideRole);
         let pause = old.aftr_isp != new.aftr_isp || old.user_isp != new.user_isp;
         let ahead = old.conn != Conn::Ahead && new.conn == Conn::Ahead;
         let disk_failed = old.disk != Disk::Failed && new.disk == Disk::Failed;

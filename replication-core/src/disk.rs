@@ -285,11 +285,12 @@ impl Resource {
         disk.superblock.uuids.history = [slots[2], slots[3]];
         disk.superblock.set_geometry(&disk.geometry);
         disk.superblock.al_extents = u32::from(disk.log.slots());
+        let is_off = disk.log_disabled && !self.mutant.is_on(Mutant::ForgetLogIsOff);
         let mut image = disk.superblock;
         image.flags = image
             .flags
             .with(MetaFlags::FULL_SYNC, disk.counts_all_set())
-            .with(MetaFlags::AL_DISABLED, disk.log_disabled)
+            .with(MetaFlags::AL_DISABLED, is_off)
             .with(MetaFlags::AL_CLEAN, disk.clean_end);
         image.magic = if disk.clean_end { Magic::V08Clean } else { Magic::V08Unclean };
         image.encode(&mut page);
@@ -308,7 +309,10 @@ impl Resource {
                 disk.durable_uuid = Uuid(disk.superblock.uuids.current);
             }
         }
-        if let Err(errno) = result {
+        let is_ignored = self.mutant.is_on(Mutant::IgnoreFailedMetadata);
+        if let Err(errno) = result
+            && !is_ignored
+        {
             self.fail_disk(at, &format!("Local IO failed in meta data write ({errno})"));
         }
     }

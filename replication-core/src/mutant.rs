@@ -6,6 +6,10 @@
 //! the feature [`Chosen`] is empty, [`Chosen::is_on`] is the constant `false`, and nothing of the
 //! mutants is left in the program.
 
+use crate::gi::Comparison;
+use crate::handshake::SyncDecision;
+use crate::state::Conn;
+
 /// A fault in the core. The names say what the core does instead of keeping the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
@@ -55,6 +59,48 @@ pub enum Mutant {
     IgnoreConflicts,
     /// GI-8: the target is UpToDate in the generation that it had before.
     KeepOldGeneration,
+    /// ACK-A: protocol A reports success before the system has accepted the packet.
+    AnswerUnsent,
+    /// DUR-2: a write that has to be durable goes to the disk as any other.
+    DropFua,
+    /// RD-4: a read that the peer has refused counts as done.
+    BelieveFailedRead,
+    /// RD-5: reads make their extents hot.
+    LogReads,
+    /// AL-5: after a crash the activity log is not looked at.
+    SkipLogReplay,
+    /// AL-9: the superblock does not say that the activity log is off.
+    ForgetLogIsOff,
+    /// BM-4: what is marked between the bitmaps and the resync is not announced.
+    SkipNotices,
+    /// BM-6: what is written between the bitmaps and the resync is not marked.
+    SlipThrough,
+    /// BM-8: the new part of a device that has grown counts as equal.
+    GrowUnmarked,
+    /// GI-6: of two histories the one of the node that decides ties is taken.
+    MergeSplitBrain,
+    /// GI-7: a resync of whose start the target never heard leads to a full sync.
+    ForgetLostStart,
+    /// GI-10: the attach does not see that the node was Primary.
+    ForgetCrash,
+    /// ST-3: the peer does not hear of a changed role.
+    HideRole,
+    /// ST-4: a question of the peer is answered in the middle of an own one.
+    AgreeMeanwhile,
+    /// ST-7: a refused promotion has begun a generation.
+    RefuseTooLate,
+    /// RS-5: a block that the source could not read counts as copied.
+    ClearFailedBlocks,
+    /// MD-4: a failed write of metadata counts as done.
+    IgnoreFailedMetadata,
+    /// WP-2: any answer to the challenge will do.
+    TrustAnybody,
+    /// WP-4: what lies behind the end of the device is taken for a part of it.
+    TrustOffsets,
+    /// WP-7: of two crossed connections each node keeps its own.
+    KeepOwnDial,
+    /// FE-1: a node exposes what its own disk holds.
+    ExposeOwnSize,
 }
 
 /// The mutant that a resource runs with, if any.
@@ -83,4 +129,11 @@ impl Chosen {
     pub(crate) const fn is_on(self, _mutant: Mutant) -> bool {
         false
     }
+}
+
+/// A split brain that nobody hears of: everything is copied from one of the nodes.
+pub(crate) const fn merge(comparison: Comparison, own_wins: bool) -> SyncDecision {
+    let conn = if own_wins { Conn::WFBitMapS } else { Conn::WFBitMapT };
+    let (full, solved, demote_first, overwrites_primary) = (true, None, false, false);
+    SyncDecision { conn, full, comparison, solved, demote_first, overwrites_primary }
 }

@@ -16,6 +16,7 @@ use crate::handshake::{
     agree_user, check_exposed_data, check_protocol, is_skip_initial_sync,
 };
 use crate::limits;
+use crate::mutant::{self, Mutant};
 use crate::peer_request::Wrong;
 use crate::resource::Resource;
 use crate::split_brain::{AfterSb0Pri, AfterSb1Pri, AfterSb2Pri, Policies};
@@ -209,9 +210,11 @@ impl Resource {
         let Some(disk) = volume.disk.as_ref() else {
             return Err(String::from("no disk"));
         };
+        let is_ignored = self.mutant.is_on(Mutant::ExposeOwnSize);
+        let peer_capacity = Sector(if is_ignored { 0 } else { capacity_of(Sector(peer_capacity)) });
         Ok(SizeInput {
             own_capacity: Sector(capacity_of(disk.geometry.capacity)),
-            peer_capacity: Sector(capacity_of(Sector(peer_capacity))),
+            peer_capacity,
             last_agreed: disk.superblock.la_size,
             own_user: volume.config.disk.size.unwrap_or(Sector(0)),
             peer_user: peer_user.map(Sector),
@@ -309,7 +312,8 @@ impl Resource {
         let volume = &mut self.volumes[at];
         let Some(disk) = volume.disk.as_mut() else { return };
         disk.superblock.la_size = size;
-        disk.bitmap.resize(size.0.div_ceil(SECTORS_PER_BLOCK), !new_part_is_clean);
+        let differs = !new_part_is_clean && !self.mutant.is_on(Mutant::GrowUnmarked);
+        disk.bitmap.resize(size.0.div_ceil(SECTORS_PER_BLOCK), differs);
         disk.bitmap.mark_all_dirty();
         self.volumes[at].gate += 1;
         self.push_meta(at, MetaTask::Superblock);
@@ -550,8 +554,15 @@ impl Resource {
             rr_conflict: net.rr_conflict,
             dry_run: false,
         };
-        let result = handshake.decide();
+        let mut result = handshake.decide();
         let comparison = handshake.compare();
+        if result == Err(HandshakeFailure::SplitBrain) && self.mutant.is_on(Mutant::MergeSplitBrain)
+        {
+            result = Ok(mutant::merge(comparison, self.link.is_resolver));
+        }
+        if let Ok(decision) = &mut result {
+            decision.full |= comparison.rule == 51 && self.mutant.is_on(Mutant::ForgetLostStart);
+        }
         let ix = volume.ix;
         let text = format!(
             "uuid_compare(): self {} bits:{} peer {} bits:{} = {:?} by rule={}",

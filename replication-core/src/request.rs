@@ -230,6 +230,12 @@ impl Resource {
                 is_good || partly
             });
         if local {
+            if self.mutant.is_on(Mutant::LogReads) {
+                match self.acquire_log(at, key, false) {
+                    Try::Started => {}
+                    wait @ (Try::Wait | Try::WaitForLog) => return wait,
+                }
+            }
             self.start_local(key, DiskOp::Read);
             return Try::Started;
         }
@@ -403,8 +409,9 @@ impl Resource {
         volume.host_writes.insert(range, key);
         if !mirrored {
             let announces = volume.announces();
-            let newly = volume.set_out_of_sync(range);
-            if announces && newly > 0 {
+            let slips = announces && self.mutant.is_on(Mutant::SlipThrough);
+            let newly = if slips { 0 } else { volume.set_out_of_sync(range) };
+            if announces && newly > 0 && !self.mutant.is_on(Mutant::SkipNotices) {
                 let size = u32::try_from(range.bytes()).expect("a request fits");
                 let nr = volume.config.nr;
                 let desc = Desc { sector: Sector(range.start), size };
@@ -414,7 +421,9 @@ impl Resource {
         let request = self.requests.get_mut(key).expect("it is being started");
         request.progress = Progress::Running;
         let op = match request.op {
-            HostOp::Write { fua } => DiskOp::Write { fua },
+            HostOp::Write { fua } => {
+                DiskOp::Write { fua: fua && !self.mutant.is_on(Mutant::DropFua) }
+            }
             // What a discarded range reads as must be the same on both nodes (ORD-8).
             HostOp::Discard => DiskOp::Zeroes { unmap: true },
             HostOp::WriteZeroes { unmap } => DiskOp::Zeroes { unmap },

@@ -4,15 +4,17 @@
 //! many seeds each one took; tests/README.md has the table. The same seeds without a mutant find
 //! nothing.
 
+#[path = "mutants/common.rs"]
+mod common;
+#[path = "mutants/moments.rs"]
+mod moments;
 #[path = "mutants/workloads.rs"]
 mod workloads;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use common::Workload;
 use replication_core::mutant::Mutant;
-use tests::sim::rng::Rng;
-use tests::sim::{Setup, World};
-use workloads::Workload;
 
 /// A mutant is noticed within this many seeds.
 const MOST_SEEDS: u64 = 1_000;
@@ -21,18 +23,21 @@ const CLEAN_SEEDS: u64 = 20;
 
 /// Runs a seed and returns what a checker had to say.
 fn run(workload: Workload, seed: u64, mutant: Option<Mutant>) -> Result<(), String> {
-    let mut rng = Rng::new(seed ^ 0x5eed_0000);
-    let mut setup = Setup::default();
-    (workload.setup)(&mut setup, &mut rng);
-    for node in &mut setup.nodes {
-        node.mutant = mutant;
-    }
-    let mut w = World::new(seed, setup);
-    let result = catch_unwind(AssertUnwindSafe(|| (workload.run)(&mut w, &mut rng)));
+    let (mut w, mut rng) = workload.world(seed, |setup| {
+        for node in &mut setup.nodes {
+            node.mutant = mutant;
+        }
+    });
+    let result = words_of(|| (workload.run)(&mut w, &mut rng));
     if result.is_err() && mutant.is_none() {
         eprintln!("{}", w.report());
     }
-    result.map_err(|payload| match payload.downcast::<String>() {
+    result
+}
+
+/// What a panic has to say.
+fn words_of(run: impl FnOnce()) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|payload| match payload.downcast::<String>() {
         Ok(text) => *text,
         Err(payload) => payload.downcast::<&str>().map_or_else(|_| String::new(), |t| (*t).into()),
     })
@@ -54,7 +59,7 @@ fn noticed(mutant: Mutant, workload: Workload, checkers: &[&str]) {
 /// Workloads find nothing in the core as it is.
 #[test]
 fn without_a_mutant_nothing_is_found() {
-    for workload in workloads::ALL {
+    for workload in workloads::ALL.into_iter().chain(moments::ALL) {
         for seed in 0..CLEAN_SEEDS {
             assert_eq!(run(workload, seed, None), Ok(()), "{} seed {seed}", workload.name);
         }
@@ -62,36 +67,58 @@ fn without_a_mutant_nothing_is_found() {
 }
 
 macro_rules! noticed {
-    ($($test:ident: $mutant:ident, $workload:ident, $checkers:expr;)*) => {
+    ($($test:ident: $mutant:ident, $workload:path, $checkers:expr;)*) => {
         $(
             #[test]
             fn $test() {
-                noticed(Mutant::$mutant, workloads::$workload, &$checkers);
+                noticed(Mutant::$mutant, $workload, &$checkers);
             }
         )*
     };
 }
 
 noticed! {
-    skip_activity_log_wait: SkipActivityLogWait, PRIMARY_DIES, ["AL-2", "BM-2"];
-    acknowledge_early: AcknowledgeEarly, PRIMARY_DIES, ["ACK-C", "RD-1", "DUR-5"];
-    drop_barrier: DropBarrier, ONE_AFTER_THE_OTHER, ["ORD-1", "ORD-4"];
-    ignore_epochs: IgnoreEpochs, ONE_AFTER_THE_OTHER, ["ORD-2", "ORD-4"];
-    skip_epoch_flush: SkipEpochFlush, ONE_AFTER_THE_OTHER, ["DUR-3", "ORD-4", "BM-1"];
-    clear_on_send: ClearOnSend, RESYNC_BREAKS, ["BM-1"];
-    rotate_late: RotateLate, LONE_PRIMARY_DIES, ["GI-1"];
-    answer_old_connection: AnswerOldConnection, OLD_WRITES_LINGER, ["ORD-7", "BM-1", "RS-1"];
-    ignore_failed_flush: IgnoreFailedFlush, FLUSH_FAILS, ["DUR-5", "RD-1"];
-    evict_without_bitmap: EvictWithoutBitmap, LONE_PRIMARY_DIES, ["BM-2"];
-    evict_without_flush: EvictWithoutFlush, PRIMARY_DIES, ["BM-2"];
-    finish_before_last_block: FinishBeforeLastBlock, RESYNC_BREAKS, ["RS-1"];
-    ignore_neg_ack: IgnoreNegAck, PEER_WRITE_FAILS, ["RS-1"];
-    release_log_at_answer: ReleaseLogAtAnswer, PRIMARY_DIES, ["BM-2"];
-    save_bitmap_without_flush: SaveBitmapWithoutFlush, RESYNC_BREAKS, ["BM-1"];
-    forget_unconfirmed: ForgetUnconfirmed, SECONDARY_DIES, ["BM-1"];
-    read_marked_blocks: ReadMarkedBlocks, PRIMARY_IS_TARGET, ["RD-1"];
-    return_memory_early: ReturnMemoryEarly, LINK_IS_CUT, ["ORD-6"];
-    forget_primary_flag: ForgetPrimaryFlag, PRIMARY_DIES, ["AL-2", "AL-10", "BM-2"];
-    ignore_conflicts: IgnoreConflicts, RECONNECT_UNDER_LOAD, ["ORD-5"];
-    keep_old_generation: KeepOldGeneration, RESYNC_BREAKS, ["GI-8"];
+    skip_activity_log_wait: SkipActivityLogWait, workloads::PRIMARY_DIES, ["AL-2", "BM-2"];
+    acknowledge_early: AcknowledgeEarly, workloads::PRIMARY_DIES, ["ACK-C", "RD-1", "DUR-5"];
+    drop_barrier: DropBarrier, workloads::ONE_AFTER_THE_OTHER, ["ORD-1", "ORD-4"];
+    ignore_epochs: IgnoreEpochs, workloads::ONE_AFTER_THE_OTHER, ["ORD-2", "ORD-4"];
+    skip_epoch_flush: SkipEpochFlush, workloads::ONE_AFTER_THE_OTHER, ["DUR-3", "ORD-4", "BM-1"];
+    clear_on_send: ClearOnSend, workloads::RESYNC_BREAKS, ["BM-1"];
+    rotate_late: RotateLate, workloads::LONE_PRIMARY_DIES, ["GI-1"];
+    answer_old_connection: AnswerOldConnection, workloads::OLD_WRITES_LINGER, ["ORD-7", "BM-1", "RS-1"];
+    ignore_failed_flush: IgnoreFailedFlush, workloads::FLUSH_FAILS, ["DUR-5", "RD-1"];
+    evict_without_bitmap: EvictWithoutBitmap, workloads::LONE_PRIMARY_DIES, ["BM-2"];
+    evict_without_flush: EvictWithoutFlush, workloads::PRIMARY_DIES, ["BM-2"];
+    finish_before_last_block: FinishBeforeLastBlock, workloads::RESYNC_BREAKS, ["RS-1"];
+    ignore_neg_ack: IgnoreNegAck, workloads::PEER_WRITE_FAILS, ["RS-1"];
+    release_log_at_answer: ReleaseLogAtAnswer, workloads::PRIMARY_DIES, ["BM-2"];
+    save_bitmap_without_flush: SaveBitmapWithoutFlush, workloads::RESYNC_BREAKS, ["BM-1"];
+    forget_unconfirmed: ForgetUnconfirmed, workloads::SECONDARY_DIES, ["BM-1"];
+    read_marked_blocks: ReadMarkedBlocks, workloads::PRIMARY_IS_TARGET, ["RD-1"];
+    return_memory_early: ReturnMemoryEarly, workloads::LINK_IS_CUT, ["ORD-6"];
+    forget_primary_flag: ForgetPrimaryFlag, workloads::PRIMARY_DIES, ["AL-2", "AL-10", "BM-2"];
+    ignore_conflicts: IgnoreConflicts, workloads::RECONNECT_UNDER_LOAD, ["ORD-5"];
+    keep_old_generation: KeepOldGeneration, workloads::RESYNC_BREAKS, ["GI-8"];
+    answer_unsent: AnswerUnsent, moments::ACK_A, ["ACK-A"];
+    acknowledge_unreceived: AcknowledgeEarly, moments::ACK_B, ["ACK-B"];
+    drop_fua: DropFua, moments::DUR_2, ["DUR-2"];
+    believe_failed_read: BelieveFailedRead, moments::RD_4, ["RD-1"];
+    log_reads: LogReads, moments::RD_5, ["RD-5"];
+    skip_log_replay: SkipLogReplay, moments::AL_9, ["RS-1", "BM-1", "BM-2"];
+    forget_log_is_off: ForgetLogIsOff, moments::AL_9, ["AL-2", "BM-2"];
+    skip_notices: SkipNotices, workloads::RECONNECT_UNDER_LOAD, ["RS-4"];
+    slip_through: SlipThrough, workloads::RECONNECT_UNDER_LOAD, ["RS-4", "BM-1", "RS-1"];
+    grow_unmarked: GrowUnmarked, moments::BM_8, ["RS-1", "BM-1"];
+    merge_split_brain: MergeSplitBrain, moments::GI_6, ["GI-6"];
+    forget_lost_start: ForgetLostStart, moments::GI_7, ["GI-7"];
+    forget_crash: ForgetCrash, moments::GI_10, ["GI-10"];
+    hide_role: HideRole, moments::ST_3, ["ST-3"];
+    agree_meanwhile: AgreeMeanwhile, moments::ST_4, ["ST-4"];
+    refuse_too_late: RefuseTooLate, moments::ST_7, ["ST-7"];
+    clear_failed_blocks: ClearFailedBlocks, moments::RS_5, ["RS-5"];
+    ignore_failed_metadata: IgnoreFailedMetadata, moments::MD_4, ["MD-4"];
+    trust_anybody: TrustAnybody, moments::WP_2, ["WP-2"];
+    trust_offsets: TrustOffsets, moments::WP_4, ["WP-4", "beyond the data area"];
+    keep_own_dial: KeepOwnDial, moments::WP_7, ["WP-7"];
+    expose_own_size: ExposeOwnSize, moments::FE_1, ["FE-1"];
 }

@@ -9,6 +9,7 @@
 use super::{Heard, Job, Outcome, Phase, refusal};
 use crate::action::{Level, Scope};
 use crate::control::Reply;
+use crate::mutant::Mutant;
 use crate::resource::Resource;
 use crate::state::{Conn, Disk, Refused, Role, StateChange, soft_change};
 
@@ -72,7 +73,12 @@ impl Resource {
             self.send_ping();
         }
         if let Err(refused) = self.check_promotion(job.todo.make_contiguous(), force) {
-            return self.refuse_or_wait(job, refused);
+            let outcome = self.refuse_or_wait(job, refused);
+            let is_refused = matches!(outcome, Outcome::Refuse(_));
+            if is_refused && self.mutant.is_on(Mutant::RefuseTooLate) {
+                self.new_current_uuid(0);
+            }
+            return outcome;
         }
         job.phase = Phase::Asked;
         self.ask_for_promotion(job, force)

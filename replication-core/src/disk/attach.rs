@@ -12,6 +12,7 @@ use crate::limits;
 use crate::meta::al_journal::replay;
 use crate::meta::layout::superblock_sector;
 use crate::meta::{Geometry, MetaFlags, Page, Superblock};
+use crate::mutant::Mutant;
 use crate::resource::{Op, Resource};
 use crate::slab::Key;
 use crate::state::{Conn, Disk, Fencing, Role};
@@ -245,7 +246,8 @@ impl Resource {
         let pages = std::mem::take(&mut disk.log_pages);
         let (stripes, size) = (disk.geometry.al_stripes, disk.geometry.al_stripe_size_4k);
         let was_primary = flags.contains(MetaFlags::PRIMARY_IND);
-        disk.crashed_primary = was_primary || flags.contains(MetaFlags::CRASHED_PRIMARY);
+        disk.crashed_primary = (was_primary || flags.contains(MetaFlags::CRASHED_PRIMARY))
+            && !self.mutant.is_on(Mutant::ForgetCrash);
         disk.was_degraded = was_primary && !flags.contains(MetaFlags::CONNECTED_IND);
         let whole = flags.contains(MetaFlags::FULL_SYNC)
             || (disk.crashed_primary && flags.contains(MetaFlags::AL_DISABLED));
@@ -254,7 +256,7 @@ impl Resource {
             disk.bitmap.mark_all_dirty();
             return Ok(());
         }
-        if !was_primary {
+        if !was_primary || self.mutant.is_on(Mutant::SkipLogReplay) {
             return Ok(());
         }
         let found = match replay(pages.iter(), stripes, size) {

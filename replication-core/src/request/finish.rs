@@ -126,7 +126,8 @@ impl Resource {
                     && request.net == Net::Pending
                     && !request.receiving =>
             {
-                request.net = Net::Failed;
+                let is_naive = self.mutant.is_on(Mutant::BelieveFailedRead);
+                request.net = if is_naive { Net::Ok } else { Net::Failed };
                 self.try_finish(key);
                 true
             }
@@ -281,10 +282,13 @@ impl Resource {
             }
             return;
         }
+        let is_hasty = request.protocol == ReplicationProtocol::A
+            && request.in_transfer_log
+            && self.mutant.is_on(Mutant::AnswerUnsent);
         let busy = request.progress != Progress::Running
             || request.local == Local::Busy
-            || request.net == Net::Pending
-            || (request.sending && !self.mutant.is_on(Mutant::ReturnMemoryEarly));
+            || (request.net == Net::Pending && !is_hasty)
+            || (request.sending && !is_hasty && !self.mutant.is_on(Mutant::ReturnMemoryEarly));
         if busy {
             return;
         }

@@ -14,6 +14,7 @@
 //! | [`world`] | what happens next? |
 //! | [`check`] | is what must always hold still true? |
 //! | [`order`] | could the host have had this history? |
+//! | [`still`] | has something changed that should not have? |
 //! | [`watch`] | did this one event break a rule? |
 //! | [`coverage`] | what did the run meet, and what never? |
 //! | [`trace`] | what happened, in words? |
@@ -33,6 +34,7 @@ pub mod replay;
 pub mod rng;
 pub mod setup;
 mod sockets;
+pub mod still;
 pub mod trace;
 pub mod watch;
 pub mod world;

@@ -11,16 +11,10 @@ use tests::sim::rng::Rng;
 use tests::sim::setup::MIB;
 use tests::sim::{A, B, Load, Setup, World};
 
+use crate::common::{Workload, area, heavy, wait_alone};
+
 /// Sectors of an extent of the activity log.
 const EXTENT: u64 = 8192;
-
-/// A run that the seed decides.
-#[derive(Clone, Copy)]
-pub(crate) struct Workload {
-    pub(crate) name: &'static str,
-    pub(crate) setup: fn(&mut Setup, &mut Rng),
-    pub(crate) run: fn(&mut World, &mut Rng),
-}
 
 /// The Primary dies under load; the peer takes over if the protocol allows that, and both become
 /// equal.
@@ -70,10 +64,6 @@ pub(crate) const ALL: [Workload; 11] = [
     PRIMARY_IS_TARGET,
     LINK_IS_CUT,
 ];
-
-fn area(start: u64, sectors: u64) -> SectorRange {
-    SectorRange { start, end: start + sectors }
-}
 
 fn draw_protocol(setup: &mut Setup, rng: &mut Rng) {
     setup.protocol(match rng.below(3) {
@@ -136,15 +126,6 @@ fn end(w: &mut World, rng: &mut Rng, n: usize) {
         let cut = any_cut(rng);
         w.power_cut(n, cut);
     }
-}
-
-fn wait_alone(w: &mut World, n: usize) {
-    let limit = Span::from_secs(30);
-    w.run_until("the loss is noticed", limit, |w| w.conn(n) < Conn::Connected);
-}
-
-fn heavy(areas: Vec<SectorRange>) -> Load {
-    Load { think: Span(200_000), depth: 8, ..Load::writes(areas) }
 }
 
 fn hot_areas() -> Vec<SectorRange> {
@@ -272,6 +253,7 @@ fn reconnect_under_load(w: &mut World, rng: &mut Rng) {
     w.run_until("the resync runs", limit, |w| w.conn(B) == Conn::SyncTarget);
     w.run_for(Span(rng.between(0, 100_000_000)));
     w.drain(A);
+    w.check_end_of_resync(B, 0);
     w.wait_synced();
     w.check_same_generation(0);
     w.read_all(A, 0);
