@@ -99,6 +99,8 @@ pub enum Mutant {
     TrustOffsets,
     /// WP-7: of two crossed connections each node keeps its own.
     KeepOwnDial,
+    /// LV-5: a forced detach waits for the disk.
+    WaitForHungDisk,
     /// FE-1: a node exposes what its own disk holds.
     ExposeOwnSize,
 }

@@ -120,5 +120,6 @@ noticed! {
     trust_anybody: TrustAnybody, moments::WP_2, ["WP-2"];
     trust_offsets: TrustOffsets, moments::WP_4, ["WP-4", "beyond the data area"];
     keep_own_dial: KeepOwnDial, moments::WP_7, ["WP-7"];
+    wait_for_hung_disk: WaitForHungDisk, moments::LV_5, ["LV-5"];
     expose_own_size: ExposeOwnSize, moments::FE_1, ["FE-1"];
 }

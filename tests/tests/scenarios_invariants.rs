@@ -58,5 +58,6 @@ holds! {
     wp_2_a_stranger_changes_nothing: WP_2;
     wp_4_offsets_are_checked: WP_4;
     wp_7_crossed_connections_settle_at_once: WP_7;
+    lv_5_a_forced_detach_returns: LV_5;
     fe_1_the_agreed_size_is_exposed: FE_1;
 }

@@ -8,6 +8,7 @@ use crate::action::{Level, Scope};
 use crate::config::ResourceConfig;
 use crate::connect::Then;
 use crate::control::{Command, Refusal, Reply};
+use crate::mutant::Mutant;
 use crate::resource::Resource;
 use crate::state::{
     Conn, Disk, OnNoData, Refused, Role, State, StateChange, has_no_data, soft_change,
@@ -108,7 +109,10 @@ impl Resource {
                 self.take_answer(job, at, &change, |this| this.put_disk_away(at))
             }
             Phase::Settle | Phase::Disconnecting | Phase::Detaching => {
-                if self.volumes[at].disk.is_some() {
+                // LV-5: a disk that hangs is put away when it answers, whenever that is.
+                let is_over = force && self.now >= job.began + super::TRANSIENT_WAIT;
+                let is_over = is_over && !self.mutant.is_on(Mutant::WaitForHungDisk);
+                if self.volumes[at].disk.is_some() && !is_over {
                     return Outcome::Wait;
                 }
                 job.todo.pop_front();

@@ -52,6 +52,7 @@ moments! {
     WP_2, two_secrets, wp_2;
     WP_4, plain, wp_4;
     WP_7, jittery, wp_7;
+    LV_5, plain, lv_5;
     FE_1, two_sizes, fe_1;
 }
 
@@ -643,6 +644,35 @@ fn wp_7(w: &mut World, rng: &mut Rng) {
         w.net.reset_all(w.now);
         w.run_until("the loss", Span::from_secs(5), |w| w.all(|s| s.conn < Conn::Connected));
     }
+}
+
+/// The disk of a Primary hangs, with writes on it and metadata, and is given up.
+fn lv_5(w: &mut World, rng: &mut Rng) {
+    w.start_synced();
+    let kind = if rng.chance(50) { Kind::Write } else { Kind::MetaWrite };
+    trouble(w, A, kind, None, true);
+    let write = ask_for_write(w, area(rng.below(100) * 8, 16));
+    w.run_for(SOON);
+    let patient = w.tell(A, Command::Detach { volume: None, force: false });
+    w.run_for(Span::from_secs(1));
+    assert!(w.reply(A, patient).is_none(), "a detach waits for the disk");
+    let forced = w.tell(A, Command::Detach { volume: None, force: true });
+    w.run_until("LV-5: the forced detach returns", Span::from_secs(10), |w| {
+        w.reply(A, forced).is_some() && w.reply(A, patient).is_some()
+    });
+    assert!(w.reply(A, forced).is_some_and(|reply| reply.is_ok()), "LV-5: it is done");
+    assert!(w.state(A, 0).disk <= Disk::Failed, "LV-5: the disk is not used any more");
+    // The peer's disk serves.
+    w.write(A, 0, 4000, 8);
+    w.read(A, 0, 4000, 8);
+    w.heal_disks(A);
+    w.run_until("the disk is put away", Span::from_secs(10), |w| {
+        w.state(A, 0).disk == Disk::Diskless && w.answer(A, write).is_some()
+    });
+    assert_eq!(w.answer(A, write), Some(Ok(())));
+    w.must(A, Command::Attach(None));
+    w.wait_synced();
+    w.read_all(A, 0);
 }
 
 /// Devices of different size; then the smaller one grows, and nobody asks for more.
