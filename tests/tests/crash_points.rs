@@ -1,5 +1,8 @@
 //! Crash points of scripted histories: every moment, every subset of what is not durable.
 
+#[path = "mutants/histories.rs"]
+mod histories;
+
 use replication_core::control::Command;
 use replication_core::state::Conn;
 use tests::crash::explore::{Counts, Part};
@@ -121,6 +124,16 @@ fn interrupted_resync() {
     h.wait_synced();
     let counts = report("interrupted", &h);
     assert!(counts.states > 500 && counts.differing > 200, "{counts:?}");
+}
+
+/// A resync is broken off with a part of it done: what is cleared is on the disk (BM-1).
+#[test]
+fn broken_resync() {
+    for seed in 0..2 {
+        let counts = histories::broken_resync(seed, |_| {});
+        eprintln!("broken: {counts:?}");
+        assert!(counts.states > 500 && counts.differing > 200, "{counts:?}");
+    }
 }
 
 /// Every block is copied anew, to the Secondary and then to the other one.

@@ -6,6 +6,8 @@
 
 #[path = "mutants/common.rs"]
 mod common;
+#[path = "mutants/histories.rs"]
+mod histories;
 #[path = "mutants/moments.rs"]
 mod moments;
 #[path = "mutants/workloads.rs"]
@@ -15,11 +17,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::Workload;
 use replication_core::mutant::Mutant;
+use tests::sim::Setup;
 
 /// A mutant is noticed within this many seeds.
 const MOST_SEEDS: u64 = 1_000;
 /// So many seeds of each workload show that it finds nothing where nothing is wrong.
 const CLEAN_SEEDS: u64 = 20;
+
+/// Seeds within which a history of crash points notices a mutant.
+const MOST_HISTORIES: u64 = 10;
 
 /// Runs a seed and returns what a checker had to say.
 fn run(workload: Workload, seed: u64, mutant: Option<Mutant>) -> Result<(), String> {
@@ -64,6 +70,30 @@ fn without_a_mutant_nothing_is_found() {
             assert_eq!(run(workload, seed, None), Ok(()), "{} seed {seed}", workload.name);
         }
     }
+}
+
+/// The crash points notice that cleared bits are on the disk before their data is.
+#[test]
+fn save_bitmap_without_flush_at_crash_points() {
+    let mutant = Mutant::SaveBitmapWithoutFlush;
+    let found = (0..MOST_HISTORIES).find_map(|seed| {
+        let break_it = |setup: &mut Setup| {
+            for node in &mut setup.nodes {
+                node.mutant = Some(mutant);
+            }
+        };
+        let run = || {
+            histories::broken_resync(seed, break_it);
+        };
+        Some((seed, words_of(run).err()?))
+    });
+    let (seed, text) = found.expect("no crash point notices");
+    assert!(text.contains("BM-2"), "not by BM-2, but: {text}");
+    eprintln!("MUTANT {mutant:?} at crash points: BM-2 after {} seeds", seed + 1);
+    let run = || {
+        histories::broken_resync(seed, |_| {});
+    };
+    assert_eq!(words_of(run), Ok(()), "seed {seed} without the mutant");
 }
 
 macro_rules! noticed {

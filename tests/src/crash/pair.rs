@@ -201,8 +201,16 @@ impl Node {
         };
         let pages = usize::try_from(memory.first_pool_page + memory.pool_pages).expect("few");
         let config = setup.config.clone();
+        let entropy = Box::new(rng.split());
+        #[cfg(feature = "mutants")]
+        let resource = match setup.mutant {
+            Some(mutant) => Resource::new_mutant(config, memory, entropy, mutant),
+            None => Resource::new(config, memory, entropy),
+        };
+        #[cfg(not(feature = "mutants"))]
+        let resource = Resource::new(config, memory, entropy);
         Self {
-            resource: Resource::new(config, memory, Box::new(rng.split())).expect("a valid setup"),
+            resource: resource.expect("a valid setup"),
             medium: Medium::new(image),
             data_sectors: setup.devices[0].data,
             log: Vec::new(),
