@@ -30,7 +30,7 @@ impl Resource {
             .filter(|_| self.volumes[at].state.disk == Disk::Negotiating)
             .map(|disk| (disk.found, disk.found_peer));
         Rules {
-            two_primaries: false,
+            two_primaries: self.mutant.is_on(Mutant::AllowTwoPrimaries),
             fencing: net.fencing,
             on_no_data: self.config.on_no_data,
             has_verify_alg: !net.verify_alg.is_empty(),

@@ -447,6 +447,9 @@ impl Resource {
         let Some(disk) = self.volumes[at].disk.as_mut() else { return };
         disk.log_write = LogWrite::Idle;
         match result {
+            Err(_) if self.mutant.is_on(Mutant::WriteAfterFailedLog) => {
+                disk.log.commit_transaction();
+            }
             Ok(()) => disk.log.commit_transaction(),
             // AL-4: no data write follows a failed transaction.
             Err(errno) => {

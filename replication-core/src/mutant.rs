@@ -103,6 +103,28 @@ pub enum Mutant {
     WaitForHungDisk,
     /// FE-1: a node exposes what its own disk holds.
     ExposeOwnSize,
+    /// ACK-2: what was written to a disk that is no good copy counts.
+    CountBadCopy,
+    /// ORD-3: a barrier is acknowledged with one write too many.
+    MiscountEpoch,
+    /// RD-3: a local read error is the host's.
+    KeepReadError,
+    /// AL-4: a transaction that could not be written counts as written.
+    WriteAfterFailedLog,
+    /// GI-4: a bitmap counts whatever generation it belongs to.
+    TrustOldBitmap,
+    /// GI-5: data without a common past is taken for older or newer.
+    AcceptUnrelated,
+    /// ST-1: two Primaries are allowed.
+    AllowTwoPrimaries,
+    /// ST-5: nothing speaks against a promotion.
+    PromoteAnything,
+    /// MD-2: metadata that does not fit the device is used.
+    AcceptForeignMetadata,
+    /// WP-6: a peer that does not answer is asked again.
+    WaitForEver,
+    /// WP-8: options of the peer that do not fit are ignored.
+    IgnoreOptions,
 }
 
 /// The mutant that a resource runs with, if any.

@@ -80,7 +80,10 @@ impl Resource {
                 return;
             }
         };
-        if let Err(e) = check_protocol(&self.own_settings(), &settings) {
+        let is_ignored = self.mutant.is_on(Mutant::IgnoreOptions);
+        if let Err(e) = check_protocol(&self.own_settings(), &settings)
+            && !is_ignored
+        {
             self.refuse_peer(&e.to_string());
             return;
         }
@@ -556,12 +559,17 @@ impl Resource {
         };
         let mut result = handshake.decide();
         let comparison = handshake.compare();
-        if result == Err(HandshakeFailure::SplitBrain) && self.mutant.is_on(Mutant::MergeSplitBrain)
-        {
+        let merges = match result {
+            Err(HandshakeFailure::SplitBrain) => self.mutant.is_on(Mutant::MergeSplitBrain),
+            Err(HandshakeFailure::Unrelated) => self.mutant.is_on(Mutant::AcceptUnrelated),
+            Ok(_) | Err(_) => false,
+        };
+        if merges {
             result = Ok(mutant::merge(comparison, self.link.is_resolver));
         }
         if let Ok(decision) = &mut result {
             decision.full |= comparison.rule == 51 && self.mutant.is_on(Mutant::ForgetLostStart);
+            decision.full &= !self.mutant.is_on(Mutant::TrustOldBitmap);
         }
         let ix = volume.ix;
         let text = format!(

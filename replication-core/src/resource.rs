@@ -485,7 +485,8 @@ impl Resource {
                 }
                 Step::Flush(volumes) => self.flush_epoch(volumes),
                 Step::Acknowledge { barrier, writes } => {
-                    let packet = Packet::BarrierAck { barrier, set_size: writes };
+                    let set_size = writes + u32::from(self.mutant.is_on(Mutant::MiscountEpoch));
+                    let packet = Packet::BarrierAck { barrier, set_size };
                     self.send_meta(VolumeNr(0), packet);
                     self.again = true;
                 }

@@ -10,6 +10,8 @@ mod common;
 mod histories;
 #[path = "mutants/moments.rs"]
 mod moments;
+#[path = "mutants/refusals.rs"]
+mod refusals;
 #[path = "mutants/workloads.rs"]
 mod workloads;
 
@@ -65,7 +67,7 @@ fn noticed(mutant: Mutant, workload: Workload, checkers: &[&str]) {
 /// Workloads find nothing in the core as it is.
 #[test]
 fn without_a_mutant_nothing_is_found() {
-    for workload in workloads::ALL.into_iter().chain(moments::ALL) {
+    for workload in workloads::ALL.into_iter().chain(moments::ALL).chain(refusals::ALL) {
         for seed in 0..CLEAN_SEEDS {
             assert_eq!(run(workload, seed, None), Ok(()), "{} seed {seed}", workload.name);
         }
@@ -152,4 +154,15 @@ noticed! {
     keep_own_dial: KeepOwnDial, moments::WP_7, ["WP-7"];
     wait_for_hung_disk: WaitForHungDisk, moments::LV_5, ["LV-5"];
     expose_own_size: ExposeOwnSize, moments::FE_1, ["FE-1"];
+    count_bad_copy: CountBadCopy, moments::ACK_2, ["ACK-2"];
+    miscount_epoch: MiscountEpoch, workloads::LINK_IS_CUT, ["ORD-3"];
+    keep_read_error: KeepReadError, moments::RD_3, ["RD-3"];
+    write_after_failed_log: WriteAfterFailedLog, moments::AL_4, ["AL-4"];
+    trust_old_bitmap: TrustOldBitmap, refusals::GI_4, ["GI-4"];
+    accept_unrelated: AcceptUnrelated, refusals::GI_5, ["GI-5"];
+    allow_two_primaries: AllowTwoPrimaries, refusals::ST_1, ["ST-1"];
+    promote_anything: PromoteAnything, refusals::ST_5, ["ST-5"];
+    accept_foreign_metadata: AcceptForeignMetadata, refusals::MD_2, ["MD-2"];
+    wait_for_ever: WaitForEver, moments::WP_6, ["WP-6"];
+    ignore_options: IgnoreOptions, refusals::WP_8, ["WP-8"];
 }

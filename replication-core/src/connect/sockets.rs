@@ -7,6 +7,7 @@ use super::{Deferred, Hold, Link, Phase, Then};
 use crate::action::Action;
 use crate::event::SockId;
 use crate::limits;
+use crate::mutant::Mutant;
 use crate::resource::Resource;
 use crate::state::{Conn, Disk, Role};
 use crate::units::{Buf, Time, VolumeNr};
@@ -268,7 +269,10 @@ impl Resource {
         match self.link.ping_sent {
             Some(sent) => {
                 let last = sent.max(self.link.heard_at);
-                if last + self.config.net.ping_timeout <= now {
+                let is_late = last + self.config.net.ping_timeout <= now;
+                if is_late && self.mutant.is_on(Mutant::WaitForEver) {
+                    self.send_ping();
+                } else if is_late {
                     let text = "PingAck did not arrive in time.";
                     self.lose_link(Conn::NetworkFailure, Then::Reconnect, text);
                 }

@@ -127,7 +127,9 @@ impl Resource {
         let disk = volume.disk.as_mut().expect("an attach is under way");
         let (data, meta) = (disk.info.data_sectors, disk.info.meta_sectors);
         let geometry = found.geometry(kind, data, meta).map_err(invalid)?;
-        found.check(&geometry, configured).map_err(invalid)?;
+        if !self.mutant.is_on(Mutant::AcceptForeignMetadata) {
+            found.check(&geometry, configured).map_err(invalid)?;
+        }
         if geometry.al_blocks() > MAX_LOG_BLOCKS {
             let text = format!("activity log of {} blocks is too large", geometry.al_blocks());
             return Err((119, text));

@@ -39,7 +39,8 @@ impl Resource {
         if let Err(errno) = result {
             self.on_local_error(at, op, range, errno);
         }
-        if op == HostOp::Read && result.is_err() {
+        let is_final = self.mutant.is_on(Mutant::KeepReadError);
+        if op == HostOp::Read && result.is_err() && !is_final {
             // RD-3: the peer may have it.
             let request = self.requests.get_mut(key).expect("it was just here");
             request.progress = Progress::Waiting;
@@ -309,7 +310,8 @@ impl Resource {
     fn has_succeeded(&self, at: usize, request: &Request) -> bool {
         let state = &self.volumes[at].state;
         let here = request.local == Local::Ok;
-        let good_here = here && state.disk == Disk::UpToDate;
+        let is_counted = self.mutant.is_on(Mutant::CountBadCopy);
+        let good_here = here && (state.disk == Disk::UpToDate || is_counted);
         match request.op {
             HostOp::Read => here || request.net == Net::Ok,
             HostOp::Write { .. } | HostOp::Discard | HostOp::WriteZeroes { .. } => {

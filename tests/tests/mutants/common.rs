@@ -6,6 +6,20 @@ use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::rng::Rng;
 use tests::sim::{Load, Setup, World};
 
+/// Names runs, and lists all of them.
+macro_rules! runs {
+    ($($id:ident, $setup:ident, $run:ident;)*) => {
+        $(
+            pub(crate) const $id: Workload =
+                Workload { name: stringify!($id), setup: $setup, run: $run };
+        )*
+
+        /// All of them.
+        pub(crate) const ALL: [Workload; [$(stringify!($id)),*].len()] = [$($id),*];
+    };
+}
+pub(crate) use runs;
+
 /// A run that the seed decides.
 #[derive(Clone, Copy)]
 pub(crate) struct Workload {

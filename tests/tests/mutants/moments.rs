@@ -13,7 +13,7 @@ use tests::sim::rng::Rng;
 use tests::sim::setup::MIB;
 use tests::sim::{A, B, Load, Setup, World};
 
-use crate::common::{Workload, area, heavy, trouble, wait_alone};
+use crate::common::{Workload, area, heavy, runs, trouble, wait_alone};
 
 /// Long enough for whatever happens without waiting for anybody.
 const SOON: Span = Span::from_ms(300);
@@ -21,24 +21,15 @@ const SOON: Span = Span::from_ms(300);
 const EXTENTS: u64 = 19;
 const EXTENT: u64 = 8192;
 
-macro_rules! moments {
-    ($($id:ident, $setup:ident, $run:ident;)*) => {
-        $(
-            pub(crate) const $id: Workload =
-                Workload { name: stringify!($id), setup: $setup, run: $run };
-        )*
-
-        /// All of them.
-        pub(crate) const ALL: [Workload; [$(stringify!($id)),*].len()] = [$($id),*];
-    };
-}
-
-moments! {
+runs! {
     ACK_A, protocol_a, ack_a;
     ACK_B, protocol_b, ack_b;
+    ACK_2, slow, ack_2;
     DUR_2, plain, dur_2;
+    RD_3, any_error, rd_3;
     RD_4, passes_errors_on, rd_4;
     RD_5, large, rd_5;
+    AL_4, plain, al_4;
     AL_9, any_log, al_9;
     BM_8, any_metadata, bm_8;
     GI_6, plain, gi_6;
@@ -51,6 +42,7 @@ moments! {
     MD_4, plain, md_4;
     WP_2, two_secrets, wp_2;
     WP_4, plain, wp_4;
+    WP_6, patient, wp_6;
     WP_7, jittery, wp_7;
     LV_5, plain, lv_5;
     FE_1, two_sizes, fe_1;
@@ -69,6 +61,21 @@ fn protocol_a(setup: &mut Setup, _: &mut Rng) {
 
 fn protocol_b(setup: &mut Setup, _: &mut Rng) {
     setup.protocol(ReplicationProtocol::B);
+}
+
+fn any_error(setup: &mut Setup, rng: &mut Rng) {
+    let policies = [OnIoError::Detach, OnIoError::PassOn, OnIoError::CallLocalIoError];
+    let policy = policies[usize::try_from(rng.below(3)).expect("small")];
+    setup.disk(|disk| disk.on_io_error = policy);
+}
+
+fn slow(setup: &mut Setup, _: &mut Rng) {
+    setup.disk(|disk| disk.rate.max_rate_kib = 400);
+}
+
+/// Nothing but pings finds out that the peer is gone.
+fn patient(setup: &mut Setup, _: &mut Rng) {
+    setup.net(|net| net.ko_count = 0);
 }
 
 fn passes_errors_on(setup: &mut Setup, _: &mut Rng) {
@@ -184,6 +191,25 @@ fn ack_b(w: &mut World, rng: &mut Rng) {
     w.read_all(A, 0);
 }
 
+/// A Primary that is the target of a resync has a write under way as it loses its source.
+fn ack_2(w: &mut World, rng: &mut Rng) {
+    w.start_synced();
+    w.write(A, 0, 0, 64);
+    w.must(A, Command::Invalidate(None));
+    w.since_sync[0].troubled = true;
+    w.run_until("the resync runs", Span::from_secs(5), |w| w.conn(A) == Conn::SyncTarget);
+    w.run_for(Span(rng.below(20_000_000)));
+    w.cut();
+    let write = ask_for_write(w, area(rng.below(100) * 8, 16));
+    wait_alone(w, A);
+    w.run_until("the answer", Span::from_secs(5), |w| w.answer(A, write).is_some());
+    let result = w.answer(A, write);
+    assert!(result.is_some_and(|r| r.is_err()), "ACK-2: no good copy has it, but: {result:?}");
+    w.heal();
+    w.wait_synced();
+    w.read_all(A, 0);
+}
+
 /// A write with FUA among others, then the power fails.
 fn dur_2(w: &mut World, rng: &mut Rng) {
     w.start_synced();
@@ -206,6 +232,17 @@ fn dur_2(w: &mut World, rng: &mut Rng) {
     }
     w.wait_synced();
     w.must(A, Command::Primary { force: false });
+    w.read_all(A, 0);
+}
+
+/// A read fails here, and the peer has the data.
+fn rd_3(w: &mut World, rng: &mut Rng) {
+    w.start_synced();
+    w.write(A, 0, 0, 128);
+    trouble(w, A, Kind::Read, Some(1), false);
+    let range = area(rng.below(8) * 8, 16);
+    let result = w.request(A, 0, HostOp::Read, range);
+    assert!(result.is_ok(), "RD-3: the peer has {range}, but: {result:?}");
     w.read_all(A, 0);
 }
 
@@ -293,6 +330,24 @@ fn rd_5(w: &mut World, rng: &mut Rng) {
         let after = w.knowledge(n, 0);
         assert!(after == before[n], "RD-5: reads made {:?} of node {n} {after:?}", before[n]);
     }
+}
+
+/// Without its peer, a Primary cannot write its log.
+fn al_4(w: &mut World, rng: &mut Rng) {
+    w.start_synced();
+    w.kill(B);
+    wait_alone(w, A);
+    w.settle();
+    trouble(w, A, Kind::MetaWrite, Some(1), false);
+    let range = area(rng.below(1000) * 8, 16);
+    let result = w.request(A, 0, HostOp::Write { fua: false }, range);
+    let disk = &w.nodes[A].backing[0].data;
+    let written = (range.start..range.end).find(|s| disk.sector(*s).iter().any(|b| *b != 0));
+    assert!(written.is_none(), "AL-4: {range} went to the disk of a failed log");
+    assert!(result.is_err(), "AL-4: the log could not be written, but: {result:?}");
+    w.must(A, Command::Attach(None));
+    w.restart(B);
+    w.wait_synced();
 }
 
 /// The Primary dies, comes back with a log of another size or none, and dies again.
@@ -621,6 +676,25 @@ fn wp_4(w: &mut World, rng: &mut Rng) {
     let is_refused = w.conn(A) < Conn::Connected && w.has_logged(A, "broke the protocol");
     assert!(is_refused, "WP-4: {words} of {bytes} bytes at {sector} of {size} is taken");
     w.wait_synced();
+}
+
+/// The link goes dead under a write; only pings can tell.
+fn wp_6(w: &mut World, rng: &mut Rng) {
+    w.start_synced();
+    w.run_for(Span(rng.below(3_000_000_000)));
+    let towards = [vec![A], vec![B], vec![A, B]];
+    for n in &towards[usize::try_from(rng.below(3)).expect("small")] {
+        w.net.cut_towards(*n);
+    }
+    let write = ask_for_write(w, area(rng.below(100) * 8, 16));
+    let net = &w.nodes[A].setup.config.net;
+    let bound = Span(net.ping_int.0 + net.ping_timeout.0 + SOON.0);
+    let what = "WP-6: the host is not kept waiting longer than for a ping";
+    w.run_until(what, bound, |w| w.answer(A, write).is_some());
+    assert_eq!(w.answer(A, write), Some(Ok(())));
+    w.heal();
+    w.wait_synced();
+    w.read_all(A, 0);
 }
 
 /// Both nodes dial at the same time, when they start and after each loss.
