@@ -8,6 +8,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::RawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -247,7 +248,9 @@ pub fn start(resource: &str, paths: &Paths) -> Result<Started, Failure> {
 }
 
 /// Becomes the leader of a new session, then the program: the second half of [`start`], which
-/// runs in the new process. Returns only if that fails.
+/// runs in the new process. Of what whoever called this tool has open, nothing is kept: for as
+/// long as the engine lives, a pipe would not end and a file system could not be unmounted.
+/// Returns only if that fails.
 #[must_use]
 pub fn become_engine(command: &[OsString]) -> Failure {
     use std::os::unix::process::CommandExt;
@@ -257,8 +260,28 @@ pub fn become_engine(command: &[OsString]) -> Failure {
     if let Err(errno) = nix::unistd::setsid() {
         return Failure::system("start a session", &errno);
     }
+    if let Err(error) = close_inherited() {
+        return Failure::system("close what was inherited", &error);
+    }
     let error = Command::new(program).args(arguments).exec();
     Failure::system(format!("run {}", program.display()), &error)
+}
+
+/// Closes every descriptor but the three that [`start`] has set. None is handed over on purpose:
+/// the service manager is reached by the name of its socket.
+fn close_inherited() -> std::io::Result<()> {
+    let mut open = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        open.extend(entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()));
+    }
+    for fd in open.into_iter().filter(|fd| *fd > 2) {
+        match nix::unistd::close(fd) {
+            // The list itself was open and is not any more.
+            Ok(()) | Err(Errno::EBADF) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Waits until the engine listens, and connects.

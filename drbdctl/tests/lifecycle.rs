@@ -10,6 +10,7 @@ use std::os::unix::net::UnixListener;
 
 use common::{Bed, receive, refusal, state, status_reply};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
 use replication_core::config::EngineConfig;
 use replication_core::control::{Command, Reply, encode_frame};
 use replication_core::units::Span;
@@ -31,7 +32,7 @@ fn plays_an_engine() {
     writeln!(lock, "{}", std::process::id()).unwrap();
     if mode == "dies" {
         eprintln!("drbd r0: cannot lock memory");
-        nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
+        nix::sys::signal::raise(Signal::SIGKILL).unwrap();
     }
     // A session of its own, so that the end of a terminal does not end it.
     assert_eq!(nix::unistd::getsid(None).unwrap(), nix::unistd::getpid());
@@ -318,11 +319,54 @@ fn upgrades_that_go_wrong() {
     assert_eq!(bed.run("down r0").works(), "");
 }
 
-/// Kills the engine of this bed, by the process id in its lock.
-fn kill(bed: &Bed) {
+/// An engine has nothing open that whoever called the tool had: a caller that reads from a pipe
+/// to its end would wait for the end of the engine.
+#[test]
+fn nothing_open_is_handed_over() {
+    let bed = Bed::new("");
+    let program = bed.engine_program("good");
+    let (held, other) = (bed.path("held"), bed.path("other"));
+    let tool = bed.program();
+    let words = tool.get_args().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+    let line = format!(
+        "exec {} {words} up r0 7>{} 200>{}",
+        tool.get_program().to_str().unwrap(),
+        held.display(),
+        other.display()
+    );
+    let mut shell = std::process::Command::new("bash");
+    shell.args(["-c", &line]);
+    for (name, value) in tool.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    assert!(shell.env("DRBD_ENGINE", &program).status().unwrap().success());
+    let open = |fd: &str| std::fs::read_link(format!("/proc/{}/fd/{fd}", engine_pid(&bed)));
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", engine_pid(&bed))).unwrap();
+    let open_files: Vec<_> = fds.map(|fd| fd.unwrap().path().read_link().unwrap()).collect();
+    assert!(!open_files.contains(&held) && !open_files.contains(&other), "{open_files:?}");
+    assert_eq!(open("0").unwrap(), std::path::Path::new("/dev/null"));
+    for fd in ["1", "2"] {
+        assert_eq!(open(fd).unwrap(), bed.run_file("r0.log"));
+    }
+    assert_eq!(bed.run("down r0").works(), "");
+}
+
+/// The engine of this bed, by the process id in its lock.
+fn engine_pid(bed: &Bed) -> i32 {
     let pid = std::fs::read_to_string(bed.run_file("r0.lock")).unwrap();
-    let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    pid.trim().parse().unwrap()
+}
+
+fn signal(bed: &Bed, signal: Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(engine_pid(bed)), signal).unwrap();
+}
+
+/// Kills the engine of this bed.
+fn kill(bed: &Bed) {
+    signal(bed, Signal::SIGKILL);
     // It ends when its lock is free, which is what the tool looks at, too.
     let lock = File::open(bed.run_file("r0.lock")).unwrap();
     Flock::lock(lock, FlockArg::LockExclusive).unwrap();
