@@ -193,6 +193,44 @@ fn holder(mut file: File, path: &Path) -> Option<i32> {
     open.any(|file| (file.dev(), file.ino()) == (locked.dev(), locked.ino())).then_some(pid)
 }
 
+/// How an engine that lives lets itself not be talked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mute {
+    /// It has no socket.
+    Deaf,
+    /// It did not answer within this time.
+    Silent(Duration),
+}
+
+/// What is told of an engine that lives and cannot be talked to.
+#[must_use]
+pub fn mute(resource: &str, pid: Option<i32>, how: Mute) -> Failure {
+    let who = pid.map_or_else(|| "an engine".to_owned(), |pid| format!("engine process {pid}"));
+    let how = match how {
+        Mute::Deaf => "does not listen: it starts, ends, or hangs".to_owned(),
+        Mute::Silent(limit) => format!("does not answer: nothing came in {} s", limit.as_secs()),
+    };
+    let state = pid.and_then(process_state);
+    let shown = state.as_ref().map_or_else(String::new, |state| format!("; its state is {state}"));
+    let is_stopped = state.is_some_and(|state| state.starts_with(['T', 't']));
+    let first = match pid {
+        Some(pid) if is_stopped => format!("let it go on (kill -CONT {pid})"),
+        Some(_) | None => "try again".to_owned(),
+    };
+    let text = format!(
+        "{resource}: {who} lives but {how}{shown}\n  \
+         what to do: {first}, or end it: drbdctl down --force {resource}"
+    );
+    Failure::new(exit::SYSTEM, text)
+}
+
+/// The state of a process in the words of the kernel, as in `T (stopped)`.
+fn process_state(pid: i32) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"))?;
+    Some(state.trim().to_owned())
+}
+
 /// An engine that was started by this program.
 #[derive(Debug)]
 pub struct Started {
@@ -306,7 +344,7 @@ pub fn wait_for_engine(
                 format!("{resource}: the engine ended at once ({status}){said}"),
             ));
         }
-        Ok(match contact(resource, &paths.socket)? {
+        Ok(match contact(resource, paths)? {
             Contact::Absent | Contact::Stale => None,
             Contact::Engine(client) => Some(client),
         })

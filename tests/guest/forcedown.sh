@@ -8,6 +8,8 @@
 
 # Time for the answer, for the kill, and for what emulation adds.
 readonly FORCE_S=40
+# Time for a question that nobody answers, and for what emulation adds.
+readonly QUERY_S=15
 
 # The peer never comes.
 ip addr add 10.0.0.1/24 dev lo
@@ -40,7 +42,10 @@ signal_engine STOP
 
 step "no second engine, by whatever way"
 refused 1 "r0 is served by another engine \(pid $first\)" "ublk-target run --config /run/drbd/r0.json"
-refused 20 "process $first lives but does not listen" "drbdctl up r0"
+refused 20 "process $first lives but does not answer.* state is T" "drbdctl up r0"
+start=$SECONDS
+refused 20 "process $first lives but does not answer.* state is T" "drbdctl status r0"
+check "told soon" between 0 $((SECONDS - start)) $QUERY_S
 resource r1 $((PORT + 1)) 0 | sed "s,$DEV;,/dev/drbd7;," >/tmp/other.conf
 refused 10,20 "$(disk 0): device is in use \(open by pid $first \(ublk-target" "drbdctl -c /tmp/other.conf up r1"
 check "the first one is the only one" same "$(pgrep -x ublk-target)" "$first"
@@ -53,7 +58,8 @@ check "no write failed, nothing read back wrong" same "$(fio_report /tmp/fio.jso
 check "the kernel saw no I/O error" same "$(io_errors)" 0
 
 step "down --force, while somebody has the device open"
-sleep 300 <"$DEV" &
+# Nothing waits for its end.
+sleep infinity <"$DEV" &
 HOLDER=$!
 signal_engine STOP
 start=$SECONDS

@@ -6,10 +6,10 @@ use std::time::Duration;
 use replication_core::config::EngineConfig;
 use replication_core::control::{Command, Reply, Status};
 
-use super::{Session, mute_engine};
+use super::Session;
 use crate::client::{AskError, Client, Contact, contact};
 use crate::context::Paths;
-use crate::engine::{self, Lock, Started};
+use crate::engine::{self, Lock, Mute, Started};
 use crate::exit::{self, Failure};
 use crate::object::Named;
 use crate::settings::engine_config;
@@ -30,8 +30,8 @@ impl Session<'_> {
         if self.context.dry_run {
             return self.say_start(&config, &paths);
         }
-        if let Contact::Engine(client) = contact(&on.resource, &paths.socket)?
-            && !is_dying(&on.resource, client.with_limit(FORCE_LIMIT)?, &paths)?
+        if let Contact::Engine(client) = contact(&on.resource, &paths)?
+            && !is_dying(&on.resource, client, &paths)?
         {
             let text = format!(
                 "{on}: Failure: (161) the resource is already up\n  \
@@ -45,7 +45,7 @@ impl Session<'_> {
     /// Makes what runs as it is configured; says nothing if it is.
     pub(super) fn adjust(&mut self, on: &Named) -> Result<(), Failure> {
         let (config, paths) = self.wanted(on)?;
-        let client = match contact(&on.resource, &paths.socket)? {
+        let client = match contact(&on.resource, &paths)? {
             Contact::Engine(client) => client,
             Contact::Absent | Contact::Stale => return self.up(on),
         };
@@ -102,7 +102,7 @@ impl Session<'_> {
         }
         let resource = &on.resource;
         let paths = self.context.paths(resource)?;
-        match contact(resource, &paths.socket)? {
+        match contact(resource, &paths)? {
             Contact::Engine(client) if force => force_down(resource, &paths, client, &command),
             Contact::Engine(client) => match client.ask(&command)? {
                 Ok(Reply::Done | Reply::NothingToDo | Reply::Status(_)) => {
@@ -112,7 +112,7 @@ impl Session<'_> {
             },
             Contact::Absent | Contact::Stale => match engine::lock_state(&paths)? {
                 Lock::Held(_) if force => engine::kill_engine(resource, &paths),
-                Lock::Held(pid) => Err(mute_engine(resource, pid)),
+                Lock::Held(pid) => Err(engine::mute(resource, pid, Mute::Deaf)),
                 Lock::Free if paths.json.exists() || paths.socket.exists() => {
                     engine::clear_away(resource, &paths)
                 }
@@ -131,12 +131,10 @@ fn force_down(
     client: Client,
     command: &Command,
 ) -> Result<(), Failure> {
-    let client = client.with_limit(FORCE_LIMIT)?;
+    let client = client.with_limit(FORCE_LIMIT);
     match client.try_ask(command) {
         Ok(Err(refusal)) => return Err(Failure::refused(resource, &refusal)),
-        Err(AskError::Io(error)) if is_silence(&error) => {
-            return engine::kill_engine(resource, paths);
-        }
+        Err(AskError::Silent(_)) => return engine::kill_engine(resource, paths),
         Ok(Ok(_)) | Err(AskError::Io(_) | AskError::Frame(_)) => {}
     }
     if engine::wait_for_end(paths, END_LIMIT)? {
@@ -152,8 +150,8 @@ fn force_down(
 /// It lives and does not answer.
 fn is_dying(resource: &str, client: Client, paths: &Paths) -> Result<bool, Failure> {
     match client.try_ask(&Command::Status) {
-        Err(AskError::Io(error)) if is_silence(&error) => {
-            Err(mute_engine(resource, engine::seen(paths)))
+        Err(AskError::Silent(limit)) => {
+            Err(engine::mute(resource, engine::seen(paths), Mute::Silent(limit)))
         }
         Err(AskError::Io(error)) => match error.kind() {
             ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
@@ -166,17 +164,12 @@ fn is_dying(resource: &str, client: Client, paths: &Paths) -> Result<bool, Failu
     }
 }
 
-/// Whether an answer did not come in time.
-fn is_silence(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
-}
-
 /// Starts an engine, and takes everything down again if it cannot come up.
 fn start(resource: &str, config: &EngineConfig, paths: &Paths) -> Result<(), Failure> {
     if !engine::wait_for_end(paths, DEATH_LIMIT)?
         && let Lock::Held(pid) = engine::lock_state(paths)?
     {
-        return Err(mute_engine(resource, pid));
+        return Err(engine::mute(resource, pid, Mute::Deaf));
     }
     engine::write_config(paths, config)?;
     let mut started = match engine::start(resource, paths) {
@@ -208,10 +201,10 @@ fn start(resource: &str, config: &EngineConfig, paths: &Paths) -> Result<(), Fai
 /// earlier engine has left, and waits for the next.
 fn take_back(resource: &str, paths: &Paths, mut started: Started) -> Result<(), Failure> {
     if started.is_running(resource)?
-        && let Contact::Engine(client) = contact(resource, &paths.socket)?
+        && let Contact::Engine(client) = contact(resource, paths)?
     {
         let command = Command::Down { holder: None, force: false };
-        let client = client.with_limit(FORCE_LIMIT)?;
+        let client = client.with_limit(FORCE_LIMIT);
         // Whatever the answer is, the end of the process is what counts.
         if matches!(client.try_ask(&command), Ok(Ok(_))) {
             engine::wait_for_end(paths, END_LIMIT)?;
@@ -284,7 +277,7 @@ mod tests {
         let listener = UnixListener::bind(&paths.socket).unwrap();
         let file = std::fs::File::create(&paths.lock).unwrap();
         let held = Flock::lock(file, FlockArg::LockExclusive).unwrap();
-        let Contact::Engine(client) = contact("r0", &paths.socket).unwrap() else {
+        let Contact::Engine(client) = contact("r0", &paths).unwrap() else {
             panic!("it takes connections")
         };
         let end = std::thread::spawn(move || {
@@ -301,11 +294,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::in_dir(dir.path(), "r0");
         let _silent = UnixListener::bind(&paths.socket).unwrap();
-        let Contact::Engine(client) = contact("r0", &paths.socket).unwrap() else {
+        let Contact::Engine(client) = contact("r0", &paths).unwrap() else {
             panic!("it takes connections")
         };
-        let client = client.with_limit(Duration::from_millis(1)).unwrap();
+        let client = client.with_limit(Duration::from_millis(1));
         let failure = is_dying("r0", client, &paths).unwrap_err();
-        assert!(failure.text.contains("lives but does not listen"), "{failure}");
+        assert!(failure.text.contains("lives but does not answer"), "{failure}");
     }
 }

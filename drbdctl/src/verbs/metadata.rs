@@ -2,9 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Session, mute_engine};
+use super::Session;
 use crate::client::{Contact, contact};
-use crate::engine;
+use crate::engine::{self, Mute};
 use crate::exit::{self, Failure};
 use crate::md::create::Target;
 use crate::md::device::Access;
@@ -72,7 +72,7 @@ impl Session<'_> {
     /// while it is detached.
     fn check_unused(&self, resource: &str, volume: u16) -> Result<(), Failure> {
         let paths = self.context.paths(resource)?;
-        match contact(resource, &paths.socket)? {
+        match contact(resource, &paths)? {
             Contact::Engine(client) => {
                 let status = client.status()?;
                 let running = status.volumes.iter().find(|running| running.nr == volume);
@@ -87,7 +87,7 @@ impl Session<'_> {
             }
             Contact::Absent | Contact::Stale => match engine::seen(&paths) {
                 None => Ok(()),
-                Some(pid) => Err(mute_engine(resource, Some(pid))),
+                Some(pid) => Err(engine::mute(resource, Some(pid), Mute::Deaf)),
             },
         }
     }

@@ -20,7 +20,7 @@ use replication_core::units::VolumeNr;
 use crate::cli::{self, Cli, Verb};
 use crate::client::{Contact, contact};
 use crate::context::Context;
-use crate::engine;
+use crate::engine::{self, Mute};
 use crate::exit::{self, Failure};
 use crate::guard::{self, Manner};
 use crate::object::Named;
@@ -256,12 +256,12 @@ impl Session<'_> {
     fn engine(&self, object: &Named, idle: Idle) -> Result<Option<crate::client::Client>, Failure> {
         let resource = &object.resource;
         let paths = self.context.paths(resource)?;
-        match contact(resource, &paths.socket)? {
+        match contact(resource, &paths)? {
             Contact::Engine(client) => return Ok(Some(client)),
             Contact::Absent | Contact::Stale => {}
         }
         if let Some(pid) = engine::seen(&paths) {
-            return Err(mute_engine(resource, Some(pid)));
+            return Err(engine::mute(resource, Some(pid), Mute::Deaf));
         }
         // A name that nobody knows is another matter than one that is not in use.
         self.context.view(resource)?;
@@ -299,16 +299,6 @@ fn volume_of(object: &Named) -> Option<VolumeNr> {
 /// Nobody serves the resource.
 fn not_running(resource: &str) -> Failure {
     let text = format!("{resource}: not running; start it with: drbdctl up {resource}");
-    Failure::new(exit::SYSTEM, text)
-}
-
-/// Somebody serves the resource and cannot be talked to.
-fn mute_engine(resource: &str, pid: Option<i32>) -> Failure {
-    let who = pid.map_or_else(|| "an engine".to_owned(), |pid| format!("engine process {pid}"));
-    let text = format!(
-        "{resource}: {who} lives but does not listen: it starts, ends, or hangs\n  \
-         what to do: try again, then drbdctl down --force {resource}"
-    );
     Failure::new(exit::SYSTEM, text)
 }
 

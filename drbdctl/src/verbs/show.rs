@@ -67,7 +67,7 @@ impl Session<'_> {
     fn status_of(&self, object: &Named) -> Result<Status, Failure> {
         let resource = &object.resource;
         let paths = self.context.paths(resource)?;
-        match contact(resource, &paths.socket)? {
+        match contact(resource, &paths)? {
             Contact::Engine(client) => select(client.status()?, object),
             Contact::Stale => Err(Failure::new(
                 exit::SYSTEM,

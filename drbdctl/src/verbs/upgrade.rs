@@ -155,7 +155,7 @@ impl Session<'_> {
 
 /// The state before; none if the engine is of another version, which is no reason to keep it.
 fn running_state(client: Client) -> Result<Option<Status>, Failure> {
-    match client.with_limit(LEAVE_LIMIT)?.try_ask(&Command::Status) {
+    match client.with_limit(LEAVE_LIMIT).try_ask(&Command::Status) {
         Ok(Ok(Reply::Status(status))) => Ok(Some(*status)),
         Ok(Ok(Reply::Done | Reply::NothingToDo) | Err(_)) | Err(_) => Ok(None),
     }
@@ -178,7 +178,7 @@ fn check_served(before: &Status) -> Result<(), Failure> {
 
 /// Lets the old engine go; its files stay.
 fn leave(resource: &str, paths: &Paths) -> Result<Gone, Failure> {
-    let client = reach(resource, paths)?.with_limit(LEAVE_LIMIT)?;
+    let client = reach(resource, paths)?.with_limit(LEAVE_LIMIT);
     let why = match client.try_ask(&Command::Upgrade) {
         Ok(Ok(Reply::Done | Reply::NothingToDo | Reply::Status(_))) => {
             if engine::wait_for_end(paths, END_LIMIT)? {
@@ -188,14 +188,16 @@ fn leave(resource: &str, paths: &Paths) -> Result<Gone, Failure> {
         }
         Ok(Err(refusal)) => return Err(Failure::refused(resource, &refusal)),
         Err(AskError::Frame(error @ FrameError::Schema { .. })) => error.to_string(),
-        Err(error @ (AskError::Frame(_) | AskError::Io(_))) => error.to_string(),
+        Err(error @ (AskError::Frame(_) | AskError::Io(_) | AskError::Silent(_))) => {
+            error.to_string()
+        }
     };
     engine::end_by_force(resource, paths)?;
     Ok(Gone::Killed(why))
 }
 
 fn reach(resource: &str, paths: &Paths) -> Result<Client, Failure> {
-    match contact(resource, &paths.socket)? {
+    match contact(resource, paths)? {
         Contact::Engine(client) => Ok(client),
         Contact::Absent | Contact::Stale => {
             let text = format!("{resource}: its engine has ended meanwhile");
