@@ -3,8 +3,8 @@
 //! A handler runs beside the engine, and nothing waits for it: a thread of its own starts it and
 //! logs its end. It gets back what the engine has taken from itself to serve a block device: it
 //! sees the host's mounts, may be chosen by the OOM killer, and reclaims memory like any other
-//! process. What it prints goes where the engine's log goes. It starts with SIGTERM and SIGINT
-//! blocked, as every thread of the engine has them: only SIGKILL ends one that hangs.
+//! process. What it prints goes where the engine's log goes. SIGTERM and SIGINT
+//! end one that hangs: the standard library opens for a child what the engine's threads block.
 //!
 //! Not responsible for: when a handler runs (the core).
 
@@ -133,6 +133,8 @@ mod tests {
     use std::path::Path;
     use std::time::{Duration, Instant};
 
+    use nix::sys::signal::Signal;
+
     use super::*;
 
     /// What a file holds once it ends with a line `end`.
@@ -177,6 +179,29 @@ mod tests {
              0\nend\n"
         );
         assert_eq!(awaited(&out), expected);
+    }
+
+    /// The engine's threads block SIGTERM and SIGINT, and its runtime ignores SIGPIPE; a handler
+    /// inherits none of it.
+    #[test]
+    fn a_handler_can_be_ended_by_signals() {
+        let _signals = crate::engine::block_signals().unwrap();
+        let own = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        assert!(own.contains("SigBlk:\t0000000000004002"), "{own}");
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let mut config = crate::settings::tests::config(dir.path());
+        let script = "grep -E '^Sig(Blk|Ign)' /proc/self/status >OUT; echo end >>OUT";
+        let script = script.replace("OUT", out.to_str().unwrap());
+        config.handlers.local_io_error = Some(script);
+        start(Handler::LocalIoError, VolumeIx(0), &config, &HostMounts::default()).unwrap();
+        let text = awaited(&out);
+        let masks = text.lines().filter_map(|line| line.split_once('\t'));
+        let masks: Vec<u64> = masks.map(|(_, hex)| u64::from_str_radix(hex, 16).unwrap()).collect();
+        let bit = |signal: Signal| 1 << (signal as u32 - 1);
+        let asking = bit(Signal::SIGTERM) | bit(Signal::SIGINT) | bit(Signal::SIGPIPE);
+        let [blocked, ignored] = masks[..] else { panic!("{text}") };
+        assert_eq!((blocked, ignored & asking), (0, 0), "{text}");
     }
 
     #[test]
