@@ -78,7 +78,15 @@ fn handlers(view: &NodeView, main: &Path) -> Result<HandlersConfig, Failure> {
         environment.push((format!("DRBD_{role}_NODE_ID"), id.to_string()));
         environment.push((format!("DRBD_NODE_ID_{id}"), host));
     }
-    Ok(HandlersConfig { local_io_error: view.handlers.get("local-io-error").cloned(), environment })
+    let command = |name: &str| view.handlers.get(name).cloned();
+    Ok(HandlersConfig {
+        local_io_error: command("local-io-error"),
+        initial_split_brain: command("initial-split-brain"),
+        split_brain: command("split-brain"),
+        pri_on_incon_degr: command("pri-on-incon-degr"),
+        after_resync_target: command("after-resync-target"),
+        environment,
+    })
 }
 
 fn refused(resource: &str, what: &str) -> Failure {
@@ -330,11 +338,19 @@ mod tests {
     fn handlers_are_handed_over() {
         let options = "disk { on-io-error call-local-io-error; }
                        handlers { local-io-error \"notify $DRBD_RESOURCE; halt -f\";
-                                  split-brain /usr/lib/drbd/notify-split-brain.sh; }";
+                                  initial-split-brain initial; split-brain split;
+                                  pri-on-incon-degr degr; after-resync-target after; }";
         let config = config(options, "alice").unwrap();
         assert_eq!(config.resource.volumes[0].disk.on_io_error, OnIoError::CallLocalIoError);
         let command = config.handlers.local_io_error.as_deref();
         assert_eq!(command, Some("notify $DRBD_RESOURCE; halt -f"));
+        let others = [
+            &config.handlers.initial_split_brain,
+            &config.handlers.split_brain,
+            &config.handlers.pri_on_incon_degr,
+            &config.handlers.after_resync_target,
+        ];
+        assert_eq!(others.map(|x| x.as_deref().unwrap()), ["initial", "split", "degr", "after"]);
         let environment = config.handlers.environment.iter();
         let environment: Vec<String> =
             environment.map(|(name, value)| format!("{name}={value}")).collect();

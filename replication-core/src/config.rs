@@ -268,8 +268,16 @@ pub struct BackingConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandlersConfig {
     /// Command line for the shell, after a local I/O error with
-    /// [`OnIoError::CallLocalIoError`]. `None`: nothing runs.
+    /// [`OnIoError::CallLocalIoError`]. `None`: nothing runs, here and below.
     pub local_io_error: Option<String>,
+    /// Whenever a split brain is found, even if a policy or the operator has solved it already.
+    pub initial_split_brain: Option<String>,
+    /// When a split brain is found that nothing solves.
+    pub split_brain: Option<String>,
+    /// When a Primary is left with an Inconsistent disk and no peer.
+    pub pri_on_incon_degr: Option<String>,
+    /// When a resync to this node is done.
+    pub after_resync_target: Option<String>,
     /// Names and values that every handler finds in its environment.
     pub environment: Vec<(String, String)>,
 }

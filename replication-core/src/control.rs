@@ -12,7 +12,7 @@ use crate::config::EngineConfig;
 use crate::units::{Sector, VolumeNr};
 
 /// Version of the messages below. A tool and an engine of different versions refuse each other.
-pub const SCHEMA: u8 = 2;
+pub const SCHEMA: u8 = 3;
 /// Most bytes of a frame after its length field.
 pub const MAX_FRAME: u32 = 1 << 20;
 

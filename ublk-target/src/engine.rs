@@ -35,10 +35,11 @@ use crate::arena::Layout;
 use crate::control::Socket;
 use crate::disk::{self, Disks, Opened};
 use crate::frontend::{self, Frontend, Shape};
-use crate::handler::{self, HostMounts};
+use crate::handler::{Handlers, HostMounts, Program};
 use crate::holders::Users;
 use crate::log::CoreLog;
 use crate::net::Net;
+use crate::occasion::{self, Occasion, Watch};
 use crate::process::{self, Heartbeat};
 use crate::ring::{Completion, Fd, Op, Owner, Ring};
 use crate::service::{Notice, Service};
@@ -67,6 +68,8 @@ pub struct Shared {
     /// The core.
     pub core: Resource,
     actions: Vec<Action>,
+    watch: Watch,
+    occasions: Vec<Occasion>,
     origin: Instant,
 }
 
@@ -88,7 +91,14 @@ impl Shared {
         let ring = Ring::new(layout)?;
         let core = Resource::new(config.resource.clone(), layout.memory(), Box::new(OsEntropy))
             .with_context(|| format!("start resource {}", config.resource.name))?;
-        Ok(Self { ring, core, actions: Vec::with_capacity(ACTIONS), origin: Instant::now() })
+        Ok(Self {
+            ring,
+            core,
+            actions: Vec::with_capacity(ACTIONS),
+            watch: Watch::new(volumes),
+            occasions: Vec::new(),
+            origin: Instant::now(),
+        })
     }
 
     /// Monotonic time since the start of the engine.
@@ -108,6 +118,7 @@ impl Shared {
     pub fn tell(&mut self, event: Event<'_>) {
         let now = self.now();
         self.core.handle(now, event, &mut self.actions);
+        self.watch.look(&self.core, &mut self.occasions);
     }
 }
 
@@ -156,7 +167,7 @@ struct Engine {
     signals: SignalFd,
     signals_fd: Fd,
     users: Arc<Users>,
-    mounts: HostMounts,
+    handlers: Handlers,
     waiting: BTreeMap<CommandId, Waiting>,
     /// The command that the frontend has asked for.
     own_command: Option<CommandId>,
@@ -287,7 +298,7 @@ impl Engine {
             signals,
             signals_fd,
             users,
-            mounts,
+            handlers: Handlers::new(mounts),
             waiting: BTreeMap::new(),
             own_command: None,
             own_commands: OWN_COMMANDS,
@@ -603,6 +614,15 @@ impl Engine {
             self.perform(action);
         }
         self.batch = batch;
+        for (program, volume) in std::mem::take(&mut self.shared.occasions) {
+            self.run_handler(program, volume);
+        }
+    }
+
+    fn run_handler(&self, program: Program, volume: Option<VolumeIx>) {
+        if let Err(error) = self.handlers.start(program, volume, &self.config) {
+            tracing::error!("run handler {}: {error:#}", program.name());
+        }
     }
 
     fn perform(&mut self, action: Action) {
@@ -632,12 +652,11 @@ impl Engine {
             Action::SetSize { volume, sectors } => self.set_size(volume, sectors),
             Action::Reply { id, result } => self.reply(id, result),
             Action::Log { level, scope, text } => {
+                occasion::listen(scope, &text, &mut shared.occasions);
                 self.log.write(shared.now(), level, scope, &text);
             }
             Action::RunHandler { handler, volume } => {
-                if let Err(error) = handler::start(handler, volume, &self.config, &self.mounts) {
-                    tracing::error!("run handler {}: {error:#}", handler.name());
-                }
+                self.run_handler(handler.into(), Some(volume));
             }
             Action::Stop => self.stop(),
             Action::Leave => self.life = Life::Over,

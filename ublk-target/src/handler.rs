@@ -6,22 +6,74 @@
 //! process. What it prints goes where the engine's log goes. SIGTERM and SIGINT
 //! end one that hangs: the standard library opens for a child what the engine's threads block.
 //!
-//! Not responsible for: when a handler runs (the core).
+//! Not responsible for: when a handler runs (the core, and [`crate::occasion`]).
 
 use std::fs::File;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
 use replication_core::action::Handler;
-use replication_core::config::EngineConfig;
+use replication_core::config::{EngineConfig, HandlersConfig};
 use replication_core::event::VolumeIx;
 
 use crate::worker::STACK_SIZE;
 
 /// What the service manager tells the engine and no other process.
 const MANAGER_VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+
+/// Handlers that run at the same time. One more is not started: something is wrong with those that
+/// are under way.
+const RUNNING_MAX: usize = 16;
+
+/// A program of the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The local disk has failed.
+    LocalIoError,
+    /// A split brain was found, solved or not.
+    InitialSplitBrain,
+    /// A split brain was found that nothing solves.
+    SplitBrain,
+    /// A Primary is left with an Inconsistent disk and no peer.
+    PriOnInconDegr,
+    /// A resync to this node is done.
+    AfterResyncTarget,
+}
+
+impl Program {
+    /// The name that operators know.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::LocalIoError => "local-io-error",
+            Self::InitialSplitBrain => "initial-split-brain",
+            Self::SplitBrain => "split-brain",
+            Self::PriOnInconDegr => "pri-on-incon-degr",
+            Self::AfterResyncTarget => "after-resync-target",
+        }
+    }
+
+    fn command(self, config: &HandlersConfig) -> Option<&String> {
+        let command = match self {
+            Self::LocalIoError => &config.local_io_error,
+            Self::InitialSplitBrain => &config.initial_split_brain,
+            Self::SplitBrain => &config.split_brain,
+            Self::PriOnInconDegr => &config.pri_on_incon_degr,
+            Self::AfterResyncTarget => &config.after_resync_target,
+        };
+        command.as_ref()
+    }
+}
+
+impl From<Handler> for Program {
+    fn from(handler: Handler) -> Self {
+        match handler {
+            Handler::LocalIoError => Self::LocalIoError,
+        }
+    }
+}
 
 /// The mounts of the host, for an engine that leaves them.
 #[derive(Clone, Debug, Default)]
@@ -50,59 +102,87 @@ impl HostMounts {
     }
 }
 
-/// Starts the handler that is configured, if one is.
-///
-/// # Errors
-/// There are no threads left.
-pub fn start(
-    handler: Handler,
-    volume: VolumeIx,
-    config: &EngineConfig,
-    mounts: &HostMounts,
-) -> Result<()> {
-    let shape = &config.resource.volumes[volume.at()];
-    let about = format!("drbd {}/{} drbd{}", config.resource.name, shape.nr.0, shape.minor);
-    let name = handler.name();
-    let configured = match handler {
-        Handler::LocalIoError => config.handlers.local_io_error.clone(),
-    };
-    let Some(command) = configured else {
-        tracing::warn!("{about}: handler {name} is not configured");
-        return Ok(());
-    };
-    let variables = environment(volume, config);
-    let mounts = mounts.clone();
-    let work = move || {
-        tracing::info!("{about}: helper command: {name}");
-        match run(&command, &variables, &mounts) {
-            Ok(status) => tracing::info!("{about}: helper command: {name}: {status}"),
-            Err(error) => tracing::error!("{about}: helper command: {name}: {error:#}"),
-        }
-    };
-    let builder = std::thread::Builder::new().name("handler".to_owned());
-    builder.stack_size(STACK_SIZE).spawn(work).context("start thread handler")?;
-    Ok(())
+/// Starts handlers, and knows how many run.
+#[derive(Debug, Default)]
+pub struct Handlers {
+    mounts: HostMounts,
+    /// One more for each that runs.
+    running: Arc<()>,
 }
 
-/// What a handler finds in its environment: the names of today and those of 8.x.
-fn environment(volume: VolumeIx, config: &EngineConfig) -> Vec<(String, String)> {
+impl Handlers {
+    /// They see these mounts.
+    #[must_use]
+    pub fn new(mounts: HostMounts) -> Self {
+        Self { mounts, running: Arc::default() }
+    }
+
+    /// Starts a handler, if it is configured. It tells of a volume, or of the whole resource.
+    ///
+    /// # Errors
+    /// Too many run, or there are no threads left.
+    pub fn start(
+        &self,
+        program: Program,
+        volume: Option<VolumeIx>,
+        config: &EngineConfig,
+    ) -> Result<()> {
+        let name = program.name();
+        let resource = &config.resource.name;
+        let about = volume.map_or_else(
+            || format!("drbd {resource}"),
+            |volume| {
+                let shape = &config.resource.volumes[volume.at()];
+                format!("drbd {resource}/{} drbd{}", shape.nr.0, shape.minor)
+            },
+        );
+        let Some(command) = program.command(&config.handlers).cloned() else {
+            tracing::debug!("{about}: handler {name} is not configured");
+            return Ok(());
+        };
+        let place = Arc::clone(&self.running);
+        // This value, `place`, and one for each that runs.
+        ensure!(Arc::strong_count(&place) < RUNNING_MAX + 2, "{RUNNING_MAX} handlers run already");
+        let variables = environment(volume, config);
+        let mounts = self.mounts.clone();
+        let work = move || {
+            tracing::info!("{about}: helper command: {name}");
+            match run(&command, &variables, &mounts) {
+                Ok(status) => tracing::info!("{about}: helper command: {name}: {status}"),
+                Err(error) => tracing::error!("{about}: helper command: {name}: {error:#}"),
+            }
+            drop(place);
+        };
+        let builder = std::thread::Builder::new().name("handler".to_owned());
+        builder.stack_size(STACK_SIZE).spawn(work).context("start thread handler")?;
+        Ok(())
+    }
+}
+
+/// What a handler finds in its environment: the names of today and those of 8.x. Of the whole
+/// resource it is told in lists with blanks between.
+fn environment(volume: Option<VolumeIx>, config: &EngineConfig) -> Vec<(String, String)> {
     let mut variables = config.handlers.environment.clone();
     let mut set = |name: &str, value: String| variables.push((name.to_owned(), value));
     let volumes = config.resource.volumes.iter().zip(&config.backing);
     let has_several = config.resource.volumes.len() > 1;
+    let (mut numbers, mut minors, mut disks) = (Vec::new(), Vec::new(), Vec::new());
     for (index, (shape, backing)) in volumes.enumerate() {
         let disk = backing.disk.clone().unwrap_or_else(|| "none".to_owned());
-        if index == volume.at() {
-            set("DRBD_VOLUME", shape.nr.0.to_string());
-            set("DRBD_MINOR", shape.minor.to_string());
-            set("DRBD_LL_DISK", disk.clone());
-            set("DRBD_BACKING_DEV", disk.clone());
+        if volume.is_none_or(|volume| index == volume.at()) {
+            numbers.push(shape.nr.0.to_string());
+            minors.push(shape.minor.to_string());
+            disks.push(disk.clone());
         }
         if has_several {
             set(&format!("DRBD_MINOR_{}", shape.nr.0), shape.minor.to_string());
             set(&format!("DRBD_BACKING_DEV_{}", shape.nr.0), disk);
         }
     }
+    set("DRBD_VOLUME", numbers.join(" "));
+    set("DRBD_MINOR", minors.join(" "));
+    set("DRBD_LL_DISK", disks.join(" "));
+    set("DRBD_BACKING_DEV", disks.join(" "));
     set("DRBD_RESOURCE", config.resource.name.clone());
     variables
 }
@@ -137,6 +217,10 @@ mod tests {
 
     use super::*;
 
+    fn start(program: Program, volume: Option<VolumeIx>, config: &EngineConfig) {
+        Handlers::default().start(program, volume, config).unwrap();
+    }
+
     /// What a file holds once it ends with a line `end`.
     fn awaited(path: &Path) -> String {
         let limit = Instant::now() + Duration::from_secs(20);
@@ -168,7 +252,7 @@ mod tests {
                       cat /proc/self/oom_score_adj >>OUT; echo end >>OUT";
         let script = script.replace("GO", go.to_str().unwrap());
         config.handlers.local_io_error = Some(script.replace("OUT", out.to_str().unwrap()));
-        start(Handler::LocalIoError, VolumeIx(1), &config, &HostMounts::default()).unwrap();
+        start(Program::LocalIoError, Some(VolumeIx(1)), &config);
         assert!(!out.exists(), "it waits for a word from here");
         std::fs::write(&go, "go\n").unwrap();
         let first = config.backing[0].disk.clone().unwrap();
@@ -179,6 +263,75 @@ mod tests {
              0\nend\n"
         );
         assert_eq!(awaited(&out), expected);
+    }
+
+    #[test]
+    fn of_the_whole_resource_a_handler_is_told_in_lists() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = crate::settings::tests::config(dir.path());
+        let mut second = config.resource.volumes[0].clone();
+        (second.nr.0, second.minor) = (7, 9);
+        config.resource.volumes.push(second);
+        config.backing = vec![config.backing[0].clone(); 2];
+        config.backing[0].disk = Some("/dev/a".to_owned());
+        config.backing[1].disk = None;
+        let told = environment(None, &config);
+        for (name, value) in [
+            ("DRBD_VOLUME", "0 7"),
+            ("DRBD_MINOR", "0 9"),
+            ("DRBD_LL_DISK", "/dev/a none"),
+            ("DRBD_MINOR_7", "9"),
+        ] {
+            assert!(told.contains(&(name.to_owned(), value.to_owned())), "{name} in {told:?}");
+        }
+    }
+
+    /// Each runs its own command line; one that is not configured is no error.
+    #[test]
+    fn programs_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
+        let write = |name: &str| Some(format!("echo end >{}", file(name).display()));
+        let mut config = crate::settings::tests::config(dir.path());
+        config.handlers.initial_split_brain = write("initial-split-brain");
+        config.handlers.split_brain = write("split-brain");
+        config.handlers.pri_on_incon_degr = write("pri-on-incon-degr");
+        config.handlers.after_resync_target = write("after-resync-target");
+        let programs = [
+            Program::InitialSplitBrain,
+            Program::SplitBrain,
+            Program::PriOnInconDegr,
+            Program::AfterResyncTarget,
+        ];
+        start(Program::LocalIoError, None, &config);
+        for program in programs {
+            assert!(!file(program.name()).exists());
+            start(program, None, &config);
+            awaited(&file(program.name()));
+        }
+    }
+
+    #[test]
+    fn handlers_that_hang_are_not_heaped_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let stay = dir.path().join("stay");
+        File::create(&stay).unwrap();
+        let mut config = crate::settings::tests::config(dir.path());
+        // They end with the directory at the latest.
+        let script = format!("while [ -e {} ]; do sleep 0.1; done", stay.display());
+        config.handlers.split_brain = Some(script);
+        let handlers = Handlers::default();
+        let start = || handlers.start(Program::SplitBrain, None, &config);
+        for _ in 0..RUNNING_MAX {
+            start().unwrap();
+        }
+        assert_eq!(start().unwrap_err().to_string(), "16 handlers run already");
+        std::fs::remove_file(&stay).unwrap();
+        let limit = Instant::now() + Duration::from_secs(20);
+        while start().is_err() {
+            assert!(Instant::now() < limit, "none has ended");
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
     }
 
     /// The engine's threads block SIGTERM and SIGINT, and its runtime ignores SIGPIPE; a handler
@@ -194,7 +347,7 @@ mod tests {
         let script = "grep -E '^Sig(Blk|Ign)' /proc/self/status >OUT; echo end >>OUT";
         let script = script.replace("OUT", out.to_str().unwrap());
         config.handlers.local_io_error = Some(script);
-        start(Handler::LocalIoError, VolumeIx(0), &config, &HostMounts::default()).unwrap();
+        start(Program::LocalIoError, Some(VolumeIx(0)), &config);
         let text = awaited(&out);
         let masks = text.lines().filter_map(|line| line.split_once('\t'));
         let masks: Vec<u64> = masks.map(|(_, hex)| u64::from_str_radix(hex, 16).unwrap()).collect();
@@ -211,6 +364,6 @@ mod tests {
         assert_eq!(run("kill -9 $$").code(), None);
         let dir = tempfile::tempdir().unwrap();
         let config = crate::settings::tests::config(dir.path());
-        start(Handler::LocalIoError, VolumeIx(0), &config, &HostMounts::default()).unwrap();
+        start(Program::LocalIoError, Some(VolumeIx(0)), &config);
     }
 }

@@ -213,8 +213,12 @@ const fn idle_text(name: &'static str, max: usize) -> Spec {
     spec(name, Kind::Text(max), Effect::Idle { neutral: &[""] })
 }
 
+/// Longest command line of a handler.
+const HANDLER_MAX: usize = 255;
+
+/// A handler that runs.
 const fn handler(name: &'static str) -> Spec {
-    spec(name, Kind::Text(255), LIVE)
+    spec(name, Kind::Text(HANDLER_MAX), LIVE)
 }
 
 /// Options of `global`.
@@ -407,22 +411,22 @@ const NET: &[Spec] = &[
     idle_number("tl-size", Unit::One, 1, 1_000_000, 256),
 ];
 
-/// Names of `handlers`.
+/// Names of `handlers`. `before-resync-target` may forbid a resync by its exit code.
 const HANDLERS: &[Spec] = &[
     handler("pri-on-incon-degr"),
-    handler("pri-lost-after-sb"),
-    handler("pri-lost"),
+    idle_text("pri-lost-after-sb", HANDLER_MAX),
+    idle_text("pri-lost", HANDLER_MAX),
     handler("initial-split-brain"),
     handler("split-brain"),
-    handler("fence-peer"),
-    handler("unfence-peer"),
+    idle_text("fence-peer", HANDLER_MAX),
+    idle_text("unfence-peer", HANDLER_MAX),
     handler("local-io-error"),
-    handler("before-resync-target"),
+    spec("before-resync-target", Kind::Text(HANDLER_MAX), Effect::Refused { allowed: &[""] }),
     handler("after-resync-target"),
-    handler("before-resync-source"),
-    handler("out-of-sync"),
-    idle_text("quorum-lost", 255),
-    idle_text("disconnected", 255),
+    idle_text("before-resync-source", HANDLER_MAX),
+    idle_text("out-of-sync", HANDLER_MAX),
+    idle_text("quorum-lost", HANDLER_MAX),
+    idle_text("disconnected", HANDLER_MAX),
 ];
 
 /// Options that only the historic `syncer` section has; the others are moved, see `legacy.rs`.
