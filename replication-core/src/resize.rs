@@ -80,7 +80,10 @@ impl Resource {
         })
         .map_err(|e| e.to_string())?;
         if agreed.user_is_too_large {
-            return Err(format!("requested size {} is too large, {} fit", agreed.user, agreed.size));
+            return Err(format!(
+                "requested size {} is too large, {} fit",
+                agreed.user, agreed.size
+            ));
         }
         let shrinks = agreed.size < volume.size;
         if shrinks && state.disk >= Disk::Outdated && size.is_none() {

@@ -31,7 +31,8 @@
 //! What a crash can leave behind (AL-6): the block of the newest transaction torn. It is left
 //! out; whatever waited for it was not written. Or, if it came while the log was being emptied
 //! after a replay, some blocks emptied already. An emptying begins with the oldest block, alone,
-//! and ends with the newest one, alone ([`Replay::ends`]): either may be torn. Once the oldest is
+//! and ends with the newest one, alone ([`Replay::ends`]): either may be torn. (If there is one
+//! transaction only and the block behind it is torn, it begins with that block.) Once the oldest is
 //! gone, it is known that an emptying was under way; as long as the newest is there, older ones
 //! do not bring back what had left the log. [`Replay::complete`] tells when something else is
 //! missing. So a crash of the recovery does not change its outcome (MD-5).
@@ -294,6 +295,9 @@ pub fn replay<'a>(
     let is_first_lap = ring.updates.iter().all(|(_, transaction)| transaction.number <= newest)
         && newest < ring.blocks;
     let oldest = if is_first_lap { 0 } else { next };
+    // With a torn block behind the only transaction, a tear in that one would leave two of them.
+    let is_only_one = ring.updates.len() == 1 && ring.invalid.contains(&next);
+    let first = if is_only_one { next } else { oldest };
     let last = block_index(newest, stripes, stripe_size_4k);
     let torn_by_crash = ring.invalid.iter().all(|index| *index == next || *index == oldest);
     let being_emptied = (!is_first_lap && !ring.initialised.is_empty())
@@ -312,7 +316,7 @@ pub fn replay<'a>(
     let mut extents: Vec<AlExtent> = slots.into_iter().flatten().collect();
     extents.sort_unstable();
     extents.dedup();
-    Ok(Replay { extents, updates_found: true, complete, ends: (oldest, last) })
+    Ok(Replay { extents, updates_found: true, complete, ends: (first, last) })
 }
 
 /// Sets the bits of those extents that page `number` of the bitmap describes, and returns how
@@ -620,10 +624,16 @@ mod tests {
     /// names no extent that had left the log.
     #[test]
     fn interrupted_emptying_is_no_damage() {
-        for moves in [3, 8, 21] {
+        let cases = [1, 3, 8, 21].into_iter().flat_map(|moves| [(moves, false), (moves, true)]);
+        for (moves, next_is_torn) in cases {
             let moves: Vec<_> = (0..moves).map(|step| (step % 4, u32::from(step))).collect();
             for (stripes, size) in [(1, 8), (2, 4)] {
-                let full = run(stripes, size, 4, 0, &moves);
+                let mut full = run(stripes, size, 4, 0, &moves);
+                if next_is_torn {
+                    // What the crash that led here has torn.
+                    let next = block_index(full.next, stripes, size) as usize;
+                    full.log[next] = torn(&transaction(full.next, &[], &slots(4)));
+                }
                 let (first, last) = replay(&full.log, stripes, size).unwrap().ends;
                 let mut log = full.log.clone();
                 log[first as usize] = torn(&full.log[first as usize]);
