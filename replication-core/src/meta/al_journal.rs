@@ -302,7 +302,7 @@ pub fn replay<'a>(
     let torn_by_crash = ring.invalid.iter().all(|index| *index == next || *index == oldest);
     let being_emptied = (!is_first_lap && !ring.initialised.is_empty())
         || ring.is_being_emptied(newest, stripes, stripe_size_4k);
-    let complete = being_emptied || (in_place && torn_by_crash);
+    let complete = in_place && (being_emptied || torn_by_crash);
     ring.updates.sort_by_key(|(_, transaction)| std::cmp::Reverse(age(transaction)));
     let mut slots: Vec<Option<AlExtent>> = Vec::new();
     for (_, transaction) in &ring.updates {
@@ -612,6 +612,16 @@ mod tests {
         let early = run(1, 8, 67, 0, &moves[..12]);
         lost_write[6] = early.log[6].clone();
         assert!(!replay(&lost_write, 1, 8).unwrap().complete);
+        // A block that was not emptied, and looks newer than what was written since.
+        let begun = run(1, 8, 67, 0, &moves[..1]);
+        let mut never_emptied = begun.log.clone();
+        never_emptied[3] = good.log[3].clone();
+        assert!(replay(&begun.log, 1, 8).unwrap().complete);
+        assert!(!replay(&never_emptied, 1, 8).unwrap().complete);
+        // The first transaction in another place, in a log that was never used.
+        let mut elsewhere = vec![initialised(); 8];
+        elsewhere[5] = begun.log[0].clone();
+        assert!(!replay(&elsewhere, 1, 8).unwrap().complete);
     }
 
     fn torn(page: &Page) -> Page {
