@@ -247,6 +247,13 @@ impl Resource {
             self.volumes[at].forget_sync_steps();
             self.save_bitmap(at);
         }
+        if old.conn != Conn::Connected
+            && new.conn == Conn::Connected
+            && let Some(clean) = self.volumes[at].unseen_size
+        {
+            // A resync was in the way, that of what the disk had room for at once (BM-8).
+            self.look_at_own_size(at, clean);
+        }
         let paused = |conn| matches!(conn, Conn::PausedSyncS | Conn::PausedSyncT);
         if paused(old.conn) != paused(new.conn) {
             let now = self.now;

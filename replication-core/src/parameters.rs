@@ -243,6 +243,7 @@ impl Resource {
         let is_larger = theirs.disk_sectors > capacity;
         if has_disk && state.conn == Conn::Connected && asks && is_larger {
             let clean = theirs.flags.contains(SizesFlags::NO_RESYNC);
+            self.volumes[at].unseen_size = Some(clean);
             self.look_at_own_size(at, clean);
         }
         if has_disk {

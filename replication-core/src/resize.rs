@@ -99,6 +99,7 @@ impl Resource {
             ));
         }
         self.move_metadata(at, info, geometry);
+        self.volumes[at].unseen_size = None;
         if size.is_some() {
             self.volumes[at].config.disk.size = size;
         }

@@ -214,6 +214,9 @@ pub(crate) struct Volume {
     pub(crate) peer_sizes: Option<PeerSizes>,
     /// The device sizes of both nodes allow it to grow: sync the new part once connected.
     pub(crate) resync_after_grow: bool,
+    /// The size of the own disk is to be looked at because the peer's has grown, and whether the new
+    /// part counts as equal.
+    pub(crate) unseen_size: Option<bool>,
     /// Both disks were Inconsistent and the peer became Primary: its data is to be taken.
     pub(crate) peer_was_forced: bool,
     /// Sequence number of the last write or acknowledgement sent.
@@ -257,6 +260,7 @@ impl Volume {
             peer_uuids: None,
             peer_sizes: None,
             resync_after_grow: false,
+            unseen_size: None,
             peer_was_forced: false,
             seq: 0,
             gate: 0,

@@ -87,3 +87,30 @@ fn a_size_that_does_not_fit_is_refused_with_the_one_that_does() {
     let refusal = w.must_not(A, resize);
     assert!(refusal.text.contains(&format!("too large, {fits}s fit")), "{refusal:?}");
 }
+
+/// A node whose peer's device grows may grow at once, because its disk was the larger one, and copies
+/// the new part then; it still takes up what its own disk has gained, and its metadata moves to the
+/// new end (BM-8). It kept it at the old end, where it was not found at the next start.
+#[test]
+fn a_grown_disk_is_looked_at_after_the_resync() {
+    let mut w = World::new(793, Setup::with(|s| s.nodes[B].devices[0].data = 9 * MIB));
+    w.start_synced();
+    let old = w.nodes[A].sizes[0];
+    for n in [A, B] {
+        w.nodes[n].backing[0].data.grow(16 * MIB);
+    }
+    let resize = Command::Resize {
+        volume: None,
+        size: None,
+        assume_clean: false,
+        assume_peer_has_space: false,
+    };
+    w.must(A, resize);
+    w.run_until("the resync begins", Span::from_secs(60), |w| w.conn(B) == Conn::SyncTarget);
+    w.wait_synced();
+    w.settle();
+    assert!(w.nodes[A].sizes[0] > old + 6 * MIB, "all of the new space is in use");
+    w.kill(B);
+    w.restart(B);
+    w.wait_synced();
+}

@@ -402,6 +402,7 @@ impl Resource {
             return;
         }
         disk.stage = Stage::Leaving;
+        volume.unseen_size = None;
         self.again = true;
         if !in_use {
             return;
