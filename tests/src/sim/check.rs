@@ -34,8 +34,9 @@ pub struct SinceSync {
     pub power_cuts: BTreeSet<usize>,
     /// Nodes whose disk has failed an operation.
     pub broken: BTreeSet<usize>,
-    /// The last moment at which a disk failed when both have.
-    pub both_broke_at: Option<u64>,
+    /// What was asked for before this moment is in doubt, also if it is answered later: the word
+    /// of a disk, or of the driver that has sent something to the peer, does not outlive the disk.
+    pub unsure_before: u64,
     /// A disk failed or was taken away: the simple rules do not apply.
     pub troubled: bool,
     /// Marks that a failed disk had kept on each node when both were equal.
@@ -115,6 +116,7 @@ impl World {
         let nr = u8::try_from(volume).expect("few volumes");
         if self.ledger.keeps_unsettled() {
             // The other node need not have got what was acknowledged here.
+            self.since_sync[volume].unsure_before = self.moment();
             self.ledger.doubt_unsettled(nr);
         }
         if self.stale[1 - n][volume] {
@@ -132,7 +134,7 @@ impl World {
         let since = &mut self.since_sync[volume];
         since.broken.insert(n);
         if since.broken.len() == 2 {
-            since.both_broke_at = Some(moment);
+            since.unsure_before = moment;
             self.ledger.doubt_unsettled(u8::try_from(volume).expect("few volumes"));
         }
     }
@@ -452,6 +454,7 @@ mod tests {
     use replication_core::control::Command;
     use replication_core::event::HostOp;
     use replication_core::units::{Errno, SectorRange, Span};
+    use replication_core::wire::ReplicationProtocol;
 
     use super::super::disk::{Fault, Kind, Trouble};
     use super::super::setup::Setup;
@@ -493,5 +496,39 @@ mod tests {
             w.wait_synced();
         }
         assert!(late > 0, "the word came in after the second fault at least once");
+    }
+
+    /// With protocol A a write may be answered before the peer has it. When the local disk is
+    /// detached before the answer, and the peer dies before it has written, nobody has the write any
+    /// more, and that is no finding (DUR-5).
+    #[test]
+    fn what_was_under_way_at_a_detach_is_in_doubt() {
+        let mut lost = 0;
+        for seed in 0..8 {
+            let setup = Setup::with(|s| s.protocol(ReplicationProtocol::A));
+            let mut w = World::new(seed, setup);
+            w.start_synced();
+            w.write(A, 0, 0, 8);
+            w.wait_synced();
+            w.nodes[B].slowness = 1000;
+            let range = SectorRange { start: 0, end: 8 };
+            let write = w.submit(A, 0, HostOp::Write { fua: true }, range).unwrap();
+            w.disk_failed(A, 0);
+            w.tell(A, Command::Detach { volume: None, force: true });
+            w.run_until("the new generation", Span::from_secs(60), |w| {
+                let durable = w.on_disk(B, 0).expect("a disk").superblock.uuids.current | 1;
+                let known = w.status(B).volumes[0].uuids[0] | 1;
+                durable == known && w.has_logged(B, "new current UUID:")
+            });
+            assert_eq!(w.answer(A, write), Some(Ok(())));
+            w.kill(B);
+            lost += u32::from(w.differing[0].contains(&0));
+            w.heal_disks(B);
+            w.restart(B);
+            w.wait_connected();
+            w.must(A, Command::Attach(None));
+            w.wait_synced();
+        }
+        assert!(lost > 0, "the write was lost at least once");
     }
 }

@@ -230,7 +230,7 @@ impl World {
             Some(write) => {
                 let fua = matches!(request.op, HostOp::Write { fua: true });
                 let is_sure = (fua || !self.leans_on_lost_power(n, at, request.moment))
-                    && !self.leans_on_broken_disks(at, request.moment);
+                    && request.moment >= self.since_sync[at].unsure_before;
                 self.ledger.ended(write, moment, result.is_ok() && is_sure, fua);
                 if result.is_ok() {
                     self.acknowledged(n, at);
@@ -265,12 +265,6 @@ impl World {
     /// survive, which is a second fault.
     fn leans_on_lost_power(&self, n: usize, volume: usize, submitted: u64) -> bool {
         self.stale[n][volume] && submitted < self.lost_power_at[1 - n]
-    }
-
-    /// Whether the disks of both nodes have failed since what is acknowledged now was asked for: the
-    /// word of the one that had it may come in after its disk has failed as well.
-    fn leans_on_broken_disks(&self, volume: usize, submitted: u64) -> bool {
-        self.since_sync[volume].both_broke_at.is_some_and(|at| submitted < at)
     }
 
     fn check_read(&mut self, n: usize, volume: u8, tag: u16, request: &Outstanding, now: u64) {
