@@ -79,10 +79,16 @@ impl Run {
             Kind::Grow => self.grow(),
             Kind::Invalidate => self.invalidate(),
             Kind::Careless => self.promote_carelessly(),
+            Kind::Stranger => self.meet_stranger(),
+            Kind::Flip => self.flip_checked_bit(),
+            Kind::MisdirectLog => self.misdirect_log(),
+            Kind::MisdirectData | Kind::Rot => self.spoil(kind),
+            // It is so from the beginning.
+            Kind::Uneven => {}
         }
     }
 
-    fn random_load(&mut self) -> Load {
+    pub(super) fn random_load(&mut self) -> Load {
         let areas = (0..self.rng.between(1, 6)).map(|_| {
             let start = self.rng.below(self.size - 64);
             SectorRange { start, end: start + self.rng.between(1, 400) }
@@ -198,6 +204,15 @@ impl Run {
             self.count(Kind::BitFlip);
             self.w.note(n, "=== the next header of this node arrives damaged");
             self.w.nodes[n].damages_header = true;
+        }
+    }
+
+    fn flip_checked_bit(&mut self) {
+        let n = self.any_node();
+        if self.w.is_alive(n) {
+            self.count(Kind::Flip);
+            self.w.note(n, "=== a bit of a packet of this node will turn over");
+            self.w.nodes[n].flips = Some(self.rng.next());
         }
     }
 
@@ -341,7 +356,7 @@ impl Run {
     }
 
     /// Whether the requests of a node end soon; some wait for a repair.
-    fn comes_to_rest(&mut self, n: usize) -> bool {
+    pub(super) fn comes_to_rest(&mut self, n: usize) -> bool {
         self.w.stop_load(n);
         for _ in 0..20 {
             if self.w.nodes[n].host.outstanding() == 0 {

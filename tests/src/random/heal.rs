@@ -21,6 +21,7 @@ impl Run {
             self.w.heal_disks(n);
             self.w.stop_load(n);
             self.w.nodes[n].damages_header = false;
+            self.w.nodes[n].flips = None;
             if let Some(until) = self.w.nodes[n].frozen_until {
                 self.w.run_for(Span(until.since(self.w.now).0 + 1_000));
             }

@@ -13,6 +13,8 @@ mod act;
 mod heal;
 mod operate;
 mod plan;
+mod silent;
+mod strangers;
 
 use replication_core::state::{OnNoData, Role};
 use replication_core::units::Span;
@@ -73,8 +75,12 @@ pub fn run(case: &Case) -> Outcome {
         }
     }
     let rng = Rng::new(case.seed);
-    let mut run = Run { w: world, rng, plan, size, has_grown: false, heard: [0; 2] };
+    let mut run =
+        Run { w: world, rng, plan, size, has_grown: false, has_begun: false, heard: [0; 2] };
     run.w.start_synced();
+    if run.plan.kinds.has(Kind::Uneven) {
+        run.count(Kind::Uneven);
+    }
     let all: Vec<u32> = (0..run.plan.rounds).collect();
     for round in case.rounds.as_ref().unwrap_or(&all) {
         // Each round has a stream of its own, so that it does the same if others are left out.
@@ -95,6 +101,8 @@ struct Run {
     plan: Plan,
     size: u64,
     has_grown: bool,
+    /// The operator has begun a generation since both nodes were in sync.
+    has_begun: bool,
     /// Lines of each node's log that the operator has read.
     heard: [usize; 2],
 }

@@ -1,9 +1,9 @@
 //! The first phase: what the operator does.
 
 use replication_core::config::OnIoError;
-use replication_core::control::Command;
+use replication_core::control::{Command, Refusal, Reply};
 use replication_core::state::OnNoData;
-use replication_core::units::{Span, VolumeNr};
+use replication_core::units::{Sector, SectorRange, Span, VolumeNr};
 use replication_core::wire::ReplicationProtocol;
 
 use super::{Kind, Run};
@@ -11,7 +11,7 @@ use crate::sim::setup::MIB;
 use crate::sim::{A, B};
 
 /// The largest device that is copied as a whole, in sectors: a bound for the time of a run.
-const MOST_COPIED: u64 = 16 * MIB;
+pub(super) const MOST_COPIED: u64 = 16 * MIB;
 
 impl Run {
     /// A command of the operator, if the node can take one.
@@ -71,7 +71,8 @@ impl Run {
                 volume: self.some_volume(),
                 size: None,
                 assume_clean: false,
-                assume_peer_has_space: self.rng.chance(30),
+                // Which is not true of disks of different sizes.
+                assume_peer_has_space: self.rng.chance(30) && !self.plan.kinds.has(Kind::Uneven),
             },
             13 => {
                 self.w.note(n, "=== somebody has the device open");
@@ -81,6 +82,13 @@ impl Run {
             15 if self.is_careless() => Command::Primary { force: false },
             // Begun beside a Primary that knows nothing of it, a generation parts two histories.
             16 if self.is_primary(n) || self.is_careless() => {
+                if self.w.is_synced() {
+                    self.has_begun = false;
+                }
+                if std::mem::replace(&mut self.has_begun, true) {
+                    // The metadata has room for so many generations that the peer lacks.
+                    return Command::Up;
+                }
                 Command::NewCurrentUuid { volume: self.some_volume(), clear_bitmap: force }
             }
             _ => Command::Up,
@@ -162,20 +170,45 @@ impl Run {
         }
         self.count(Kind::Grow);
         self.has_grown = true;
-        let size = self.size + self.rng.between(1, 4 * MIB);
-        for node in &mut self.w.nodes {
+        let mut more = [self.rng.between(1, 4 * MIB); 2];
+        if kinds.has(Kind::Uneven) {
+            more[A] = self.rng.between(1, 4 * MIB);
+        }
+        for volume in 0..self.w.volumes() {
+            // Where the metadata was is data then.
+            let start = self.w.nodes[n].sizes[volume];
+            let ends = [A, B].map(|n| self.w.nodes[n].backing[volume].data.sectors());
+            let nr = u8::try_from(volume).expect("few volumes");
+            self.w.ledger.add_unknown(nr, SectorRange { start, end: ends[A].max(ends[B]) });
+        }
+        for (node, more) in self.w.nodes.iter_mut().zip(more) {
             for backing in &mut node.backing {
-                backing.data.grow(size);
+                let old = backing.data.sectors();
+                backing.data.grow(old + more);
             }
         }
+        if kinds.has(Kind::Uneven) && self.rng.chance(30) {
+            // More than the peer is known to have is refused until it has told its new size.
+            let size = self.w.nodes[n].sizes[0] + self.rng.below(more[n]);
+            let named = self.resize(n, Some(Sector(size)));
+            let words = format!("=== a resize to {size}s: {named:?}");
+            self.w.note(n, &words);
+        }
+        let resized = self.resize(n, None);
+        // A part that grew before may still be copied.
+        let is_done = resized.is_ok() || !self.w.is_synced();
+        assert!(is_done, "growing was refused: {resized:?}");
+        self.w.run_for(Span::from_secs(2));
+    }
+
+    fn resize(&mut self, n: usize, size: Option<Sector>) -> Result<Reply, Refusal> {
         let resize = Command::Resize {
             volume: None,
-            size: None,
+            size,
             assume_clean: false,
             assume_peer_has_space: false,
         };
-        self.w.must(n, resize);
-        self.w.run_for(Span::from_secs(2));
+        self.w.ask(n, resize)
     }
 
     /// The data of one node is thrown away, by itself or by its peer.

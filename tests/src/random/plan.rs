@@ -14,7 +14,7 @@ use replication_core::state::OnNoData;
 use replication_core::units::Span;
 use replication_core::wire::{HmacAlg, ReplicationProtocol};
 
-use crate::sim::rng::Rng;
+use crate::sim::rng::{Rng, mix};
 use crate::sim::setup::{MIB, Setup};
 
 /// What a run is about.
@@ -85,7 +85,16 @@ impl Theme {
             Self::Connect => (
                 &[K::Reset, K::Cut, K::Operator],
                 &[K::Careless],
-                &[K::Reset, K::HalfClose, K::BitFlip, K::OneWay, K::Reconnect, K::Trickle],
+                &[
+                    K::Reset,
+                    K::HalfClose,
+                    K::BitFlip,
+                    K::OneWay,
+                    K::Reconnect,
+                    K::Trickle,
+                    K::Stranger,
+                    K::Flip,
+                ],
             ),
             Self::Admin => {
                 (&[K::Operator, K::Storm], &[K::Careless], &[K::Operator, K::Storm, K::Adjust])
@@ -191,6 +200,31 @@ kinds! {
     Invalidate = "invalidate", 2;
     /// The operator promotes a node that may lack data.
     Careless = "careless", 4;
+    /// Somebody who is not the peer connects.
+    Stranger = "stranger", 3;
+    /// A bit turns over on the wire, where a check covers it.
+    Flip = "flip", 2;
+    /// A write of the activity log lands on another block of it.
+    MisdirectLog = "misdirect-log", 2;
+    /// A write of data on the Secondary lands elsewhere, and nobody is told.
+    MisdirectData = "misdirect-data", 1;
+    /// A bit of data on the Secondary turns over, and nobody is told.
+    Rot = "rot", 1;
+    /// The disks of the two nodes are of different sizes, and grow by different amounts.
+    Uneven = "uneven", 0;
+}
+
+impl Kind {
+    /// Kinds that came later. They have chance of their own, so that a seed without them is the
+    /// run that it was before.
+    pub const LATER: [Self; 6] = [
+        Self::Stranger,
+        Self::Flip,
+        Self::MisdirectLog,
+        Self::MisdirectData,
+        Self::Rot,
+        Self::Uneven,
+    ];
 }
 
 /// A set of kinds.
@@ -346,7 +380,9 @@ pub fn plan(case: &Case) -> Plan {
     };
     let theme = case.theme.unwrap_or(drawn);
     let mut kinds = Kinds::default();
+    let mut later = Rng::new(!mix(case.seed));
     for kind in Kind::ALL {
+        let rng = if Kind::LATER.contains(kind) { &mut later } else { &mut rng };
         if rng.chance(50) {
             kinds.insert(*kind);
         }
@@ -355,13 +391,19 @@ pub fn plan(case: &Case) -> Plan {
     always.iter().for_each(|kind| kinds.insert(*kind));
     never.iter().for_each(|kind| kinds.remove(*kind));
     let rounds = u32::try_from(rng.between(5, 30)).expect("small");
-    let setup = draw_setup(&mut rng, theme);
+    let mut setup = draw_setup(&mut rng, theme);
     let clocks = [Span(rng.below(1 << 50)), Span(rng.below(1 << 50))];
     let adjusts = kinds.has(Kind::Adjust);
     let own = setup.nodes[0].config.net.protocol;
     let protocol = if adjusts { ReplicationProtocol::A } else { own };
     // Drawn as before, and then left out: the rest of the run stays as it was.
     case.without.iter().for_each(|kind| kinds.remove(kind));
+    if kinds.has(Kind::Uneven) {
+        let larger = usize::from(later.chance(50));
+        for devices in &mut setup.nodes[larger].devices {
+            devices.data += later.between(1, 4 * MIB);
+        }
+    }
     Plan { theme, kinds, rounds, setup, clocks, protocol }
 }
 

@@ -45,6 +45,8 @@ pub enum Trouble {
     Fail(Errno),
     /// Never answers, until the disk is released.
     Stick,
+    /// A write lands at this sector instead, and succeeds.
+    Misdirect(u64),
 }
 
 /// A fault that waits for its operation.
@@ -198,6 +200,14 @@ impl Disk {
                 self.cached.entry(sector).or_default().push((self.writes, copy));
             }
         }
+    }
+
+    /// A bit of a sector turns over by itself.
+    pub fn rot(&mut self, sector: u64, bit: usize) {
+        let mut bytes = [0; SECTOR];
+        bytes.copy_from_slice(self.sector(sector));
+        bytes[bit / 8 % SECTOR] ^= 1 << (bit % 8);
+        self.write(sector, &bytes, true);
     }
 
     /// Zeroes sectors.

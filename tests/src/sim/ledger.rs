@@ -89,6 +89,8 @@ struct Record {
     version: u64,
     /// It left zeroes instead of its stamp.
     zeroes: bool,
+    /// It left what nobody knows.
+    anything: bool,
     submitted: u64,
     /// When it was answered, or given up by a crash; `None`: under way.
     ended: Option<u64>,
@@ -105,6 +107,10 @@ struct Record {
 
 impl Record {
     fn matches(&self, content: Content) -> bool {
+        self.anything || self.leaves(content)
+    }
+
+    fn leaves(&self, content: Content) -> bool {
         match content {
             Content::Zeroes => self.zeroes,
             Content::Version(version) => !self.zeroes && version == self.version,
@@ -112,10 +118,11 @@ impl Record {
         }
     }
 
-    fn base() -> Self {
+    const fn base(anything: bool) -> Self {
         Self {
             version: 0,
             zeroes: true,
+            anything,
             submitted: 0,
             ended: Some(0),
             certain: true,
@@ -143,6 +150,8 @@ pub struct Write {
 #[derive(Debug, Default)]
 pub struct Ledger {
     sectors: BTreeMap<(u8, u64), Vec<Record>>,
+    /// Ranges that may have held anything before the first write.
+    unknown: Vec<(u8, SectorRange)>,
     next_version: u64,
     keeps_unsettled: bool,
     is_lenient: bool,
@@ -174,6 +183,19 @@ impl Ledger {
         self.is_lenient = true;
     }
 
+    /// A part of a device that nobody has written to yet holds anything, such as metadata that was
+    /// there before the device grew.
+    pub fn add_unknown(&mut self, volume: u8, range: SectorRange) {
+        self.unknown.push((volume, range));
+    }
+
+    fn base_of(&self, volume: u8, sector: u64) -> Record {
+        let is_it = |(of, range): &(u8, SectorRange)| {
+            *of == volume && (range.start..range.end).contains(&sector)
+        };
+        Record::base(self.unknown.iter().any(is_it))
+    }
+
     /// A version that was never used.
     pub fn new_version(&mut self) -> u64 {
         self.next_version += 1;
@@ -184,11 +206,13 @@ impl Ledger {
     pub fn submitted(&mut self, write: Write, now: u64) {
         for sector in write.range.start..write.range.end {
             let key = (write.volume, sector);
-            let records = self.sectors.entry(key).or_insert_with(|| vec![Record::base()]);
+            let base = self.base_of(write.volume, sector);
+            let records = self.sectors.entry(key).or_insert_with(|| vec![base]);
             prune(records);
             records.push(Record {
                 version: write.version,
                 zeroes: write.zeroes,
+                anything: false,
                 submitted: now,
                 ended: None,
                 certain: false,
@@ -260,7 +284,7 @@ impl Ledger {
     /// Which contents it may have instead.
     pub fn check(&self, volume: u8, sector: u64, bytes: &[u8], issued: u64) -> Result<(), String> {
         let content = recognise(bytes, volume, sector);
-        let base = [Record::base()];
+        let base = [self.base_of(volume, sector)];
         let records = self.sectors.get(&(volume, sector)).map_or(&base[..], Vec::as_slice);
         let was_written = match content {
             Content::Zeroes => true,
@@ -326,7 +350,11 @@ impl Ledger {
 
 impl Record {
     fn words(&self) -> String {
-        let what = if self.zeroes { "zeroes" } else { "data" };
+        let what = match self {
+            Self { anything: true, .. } => "anything",
+            Self { zeroes: true, .. } => "zeroes",
+            Self { .. } => "data",
+        };
         let end = match self.ended {
             None => String::from("under way"),
             Some(at) if self.certain => format!("acknowledged at {at}"),
@@ -422,6 +450,21 @@ mod tests {
         ledger.seen(0, 5, &sector_of(1), (25, 30));
         ledger.check(0, 5, &[0; SECTOR], asked_before_the_end).unwrap();
         ledger.check(0, 5, &[0; SECTOR], 31).unwrap_err();
+    }
+
+    /// What nobody has written to may hold anything, until somebody does.
+    #[test]
+    fn unknown_contents_are_superseded() {
+        let mut ledger = Ledger::default();
+        ledger.add_unknown(0, SectorRange { start: 4, end: 6 });
+        ledger.check(0, 5, &[7; SECTOR], 5).unwrap();
+        ledger.check(0, 6, &[7; SECTOR], 5).unwrap_err();
+        let one = write(&mut ledger);
+        ledger.submitted(one, 10);
+        ledger.check(0, 5, &[7; SECTOR], 15).unwrap();
+        ledger.ended(one, 20, true, false);
+        ledger.check(0, 5, &[7; SECTOR], 25).unwrap_err();
+        ledger.check(0, 5, &sector_of(1), 25).unwrap();
     }
 
     /// What a read has seen of a write that is in doubt binds what is asked after its end, and

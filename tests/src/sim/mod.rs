@@ -10,6 +10,7 @@
 //! | [`ledger`] | which contents may this sector have? |
 //! | `lent` | was the memory of a packet left alone? |
 //! | [`host`] | what does the host ask for, and was it answered rightly? |
+//! | [`stranger`] | what if it is not the peer who connects? |
 //! | [`setup`] | with which options do the nodes run? |
 //! | [`world`] | what happens next? |
 //! | [`check`] | is what must always hold still true? |
@@ -35,6 +36,7 @@ pub mod rng;
 pub mod setup;
 mod sockets;
 pub mod still;
+pub mod stranger;
 pub mod trace;
 pub mod watch;
 pub mod world;

@@ -56,6 +56,8 @@ pub struct Job {
     volume: usize,
     work: Work,
     fails: Option<Errno>,
+    /// Where a write lands, if not where it should.
+    lands: Option<u64>,
     /// What a flush that is part of it will cover.
     flush_point: u64,
 }
@@ -114,6 +116,9 @@ pub struct Node {
     pub slowness: u64,
     /// The next header that it sends arrives damaged.
     pub damages_header: bool,
+    /// A bit of a packet that it sends arrives turned over: chance for which one, among those that
+    /// a check covers.
+    pub flips: Option<u64>,
     pub(crate) rng: Rng,
 }
 
@@ -174,6 +179,7 @@ impl Node {
             frozen_until: None,
             slowness: 1,
             damages_header: false,
+            flips: None,
             rng,
             setup,
         };
@@ -241,6 +247,7 @@ impl Node {
         self.replies.clear();
         self.stuck.clear();
         self.damages_header = false;
+        self.flips = None;
         self.frozen_until = None;
         self.sizes.fill(0);
         for backing in &mut self.backing {
@@ -302,6 +309,26 @@ impl World {
         let mut page = [0; PAGE];
         disk.read(geometry.al_block_sector(0).0, &mut page);
         disk.write(geometry.superblock.0, &page, true);
+    }
+
+    /// Where the activity log of a node is.
+    ///
+    /// # Panics
+    /// If the volume has no disk.
+    #[must_use]
+    pub fn log_area(&self, n: usize, volume: usize) -> SectorRange {
+        let node = &self.nodes[n];
+        let backing = &node.backing[volume];
+        let meta = backing.meta.as_ref().map(Disk::sectors);
+        let geometry = node.setup.geometry(volume, backing.data.sectors(), meta);
+        let [_, log, _] = geometry.expect("a node with a disk").areas();
+        log
+    }
+
+    /// A bit of the data of a node turns over by itself.
+    pub fn rot(&mut self, n: usize, volume: usize, sector: u64, bit: usize) {
+        self.nodes[n].backing[volume].data.rot(sector, bit);
+        self.data_changed(volume, SectorRange { start: sector, end: sector + 1 });
     }
 
     /// A number that changes with any byte of the metadata of a volume.
@@ -567,14 +594,16 @@ impl World {
         let disk = if of_meta { backing.meta_disk_mut() } else { &mut backing.data };
         let flush_point = disk.flush_point();
         let trouble = kind.and_then(|kind| disk.trouble(kind, range));
-        let fails = match trouble {
-            Some(Trouble::Fail(errno)) => Some(errno),
-            Some(Trouble::Stick) | None => None,
+        let (fails, lands) = match trouble {
+            Some(Trouble::Fail(errno)) => (Some(errno), None),
+            Some(Trouble::Misdirect(sector)) => (None, Some(sector)),
+            Some(Trouble::Stick) | None => (None, None),
         };
         let job = node.next_job;
         node.next_job += 1;
-        node.jobs.insert(job, Job { id, volume: volume.at(), work, fails, flush_point });
-        if trouble.is_some() {
+        node.jobs.insert(job, Job { id, volume: volume.at(), work, fails, lands, flush_point });
+        // A disk that says nothing is as good as any to whoever cannot look behind it.
+        if trouble.is_some() && lands.is_none() {
             self.disk_broke(n, volume.at());
         }
         let node = &mut self.nodes[n];
@@ -687,8 +716,9 @@ impl World {
             Work::Data { op: DiskOp::Write { fua }, range, buf, .. } => {
                 let buf = buf.expect("checked at submission");
                 let bytes = &node.arena[arena_range(buf, range.bytes())];
-                backing.data.write(range.start, bytes, *fua && finished);
-                self.data_changed(job.volume, *range);
+                let start = job.lands.unwrap_or(range.start);
+                backing.data.write(start, bytes, *fua && finished);
+                self.data_changed(job.volume, SectorRange { start, end: start + range.sectors() });
             }
             Work::Data { op: DiskOp::Flush, .. } => {
                 if finished {
@@ -707,7 +737,8 @@ impl World {
                     disk.flush(job.flush_point);
                 }
                 if is_flushed || !*durable {
-                    disk.write(sector.0, &page.0, *durable && finished);
+                    let at = job.lands.unwrap_or(sector.0);
+                    disk.write(at, &page.0, *durable && finished);
                 }
             }
         }
@@ -738,7 +769,7 @@ impl World {
         }
     }
 
-    fn data_changed(&mut self, volume: usize, range: SectorRange) {
+    pub(crate) fn data_changed(&mut self, volume: usize, range: SectorRange) {
         let blocks = range.blocks_outward();
         for block in blocks.start..blocks.end {
             self.compare_block(volume, block);

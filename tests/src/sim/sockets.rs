@@ -6,12 +6,13 @@
 
 use replication_core::event::{Event, SockGone, SockId};
 use replication_core::units::{Buf, Span, VolumeNr};
-use replication_core::wire::{self, BodyPlan, Header, Packet};
+use replication_core::wire::{self, BodyPlan, Header, Packet, Stream};
 
 use super::lent::Lent;
 use super::net::Readable;
 use super::node::{arena_range, sum};
 use super::world::{Happening, World};
+use crate::disturb::frames::{Head, is_checked};
 
 /// The receiving side of a socket.
 #[derive(Debug)]
@@ -27,6 +28,23 @@ enum Reading {
     Header,
     Fixed { header: Header, plan: BodyPlan },
     Payload { volume: VolumeNr, packet: Packet, buf: Option<Buf>, done: u32 },
+}
+
+/// A bit of a packet whose change is noticed or means nothing, if there is one behind a place that
+/// follows from `chance`.
+fn checked_bit(packet: &[u8], chance: u64) -> Option<(usize, u8)> {
+    let head = Head::parse(packet)?;
+    let on: Vec<Stream> = [Stream::Data, Stream::Meta]
+        .into_iter()
+        .filter(|stream| head.kind().is_some_and(|kind| kind.is_on(*stream)))
+        .collect();
+    let bit = u8::try_from(chance % 8).expect("below eight");
+    // Payload is never covered.
+    let most = packet.len().min(64);
+    let first = usize::try_from(chance / 8 % 64).expect("a small number").min(most);
+    (first..most)
+        .find(|at| on.iter().all(|stream| is_checked(*stream, &head, *at as u64, bit)))
+        .map(|at| (at, bit))
 }
 
 impl World {
@@ -57,6 +75,15 @@ impl World {
             // A bit of the magic number: recognised by every version of the header.
             bytes[1] ^= 0x10;
         }
+        if let Some(chance) = self.nodes[n].flips
+            && let Some((at, bit)) = checked_bit(&bytes, chance)
+        {
+            self.nodes[n].flips = None;
+            bytes[at] ^= 1 << bit;
+            self.note(n, &format!("=== bit {bit} of byte {at} of this packet turns over"));
+            self.forges(n);
+        }
+        self.watch_stranger(n, sock, packet);
         self.sent[n] += bytes.len() as u64;
         self.count_packet(packet);
         self.watch_sent(n, stream, volume, packet);
@@ -217,5 +244,30 @@ impl World {
         let reader = self.nodes[n].readers.get_mut(&sock).expect("it is being read");
         reader.reading = Reading::Payload { volume, packet, buf: Some(buf), done };
         if count == 0 { self.cut_short(n, sock, 1) } else { true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use replication_core::wire::{Agreed, BarrierToken, HeaderKind};
+
+    use super::*;
+
+    /// Whatever the chance, a bit is chosen that a check covers, and never one of the payload.
+    #[test]
+    fn only_covered_bits_turn_over() {
+        let mut packet = Vec::new();
+        let barrier = Packet::Barrier { barrier: BarrierToken(7) };
+        wire::encode(&barrier, VolumeNr(0), &Agreed::NOTHING, HeaderKind::H80, &mut packet);
+        let mut found = std::collections::BTreeSet::new();
+        for chance in 0..512 {
+            if let Some((at, bit)) = checked_bit(&packet, chance) {
+                let head = Head::parse(&packet).expect("a packet");
+                assert!(is_checked(Stream::Data, &head, at as u64, bit));
+                found.insert(at);
+            }
+        }
+        assert!(found.contains(&0) && found.contains(&8), "magic and token: {found:?}");
+        assert_eq!(checked_bit(&[0; 600], 9), None, "no packet");
     }
 }

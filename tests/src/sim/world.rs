@@ -65,6 +65,8 @@ pub struct World {
     pub(crate) watch: Watch,
     /// Blocks that differ, for each volume: the truth.
     pub differing: Vec<BTreeSet<u64>>,
+    /// Sockets behind which is not the peer.
+    pub(crate) strangers: BTreeSet<SockId>,
     /// The node may lack acknowledged writes of the volume.
     pub stale: [Vec<bool>; 2],
     /// When each node lost power last, as a moment of the ledger.
@@ -108,6 +110,7 @@ impl World {
             coverage: Coverage::default(),
             watch: Watch::default(),
             differing: vec![BTreeSet::new(); volumes],
+            strangers: BTreeSet::new(),
             stale: [vec![false; volumes], vec![false; volumes]],
             lost_power_at: [0; 2],
             sizes: vec![0; volumes],
@@ -266,7 +269,7 @@ impl World {
             Wire::Accepted { stream, end } => {
                 if self.net.knows(stream)
                     && let Some((sock, upto)) = self.net.take_accepted(stream, end)
-                    && self.nodes[end].resource.is_some()
+                    && self.nodes[end].readers.contains_key(&sock)
                 {
                     self.check_lent(end, sock, upto);
                     self.handle(end, Event::Sent { sock, upto });
