@@ -569,7 +569,8 @@ impl Resource {
             result = Ok(mutant::merge(comparison, self.link.is_resolver));
         }
         if let Ok(decision) = &mut result {
-            decision.full |= comparison.rule == 51 && self.mutant.is_on(Mutant::ForgetLostStart);
+            let is_unheard = matches!(comparison.rule, 51 | 53);
+            decision.full |= is_unheard && self.mutant.is_on(Mutant::ForgetLostStart);
             decision.full &= !self.mutant.is_on(Mutant::TrustOldBitmap);
         }
         let ix = volume.ix;
