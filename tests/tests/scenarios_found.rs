@@ -15,6 +15,13 @@ fn wait_alone(w: &mut World, n: usize) {
     w.run_until("the loss is noticed", limit, |w| w.conn(n) < Conn::Connected);
 }
 
+/// A node that is alone begins a generation by command.
+fn begin_generation(w: &mut World, n: usize) {
+    w.must(n, Command::Disconnect { force: false });
+    w.must(n, Command::NewCurrentUuid { volume: None, clear_bitmap: false });
+    w.must(n, Command::Connect { discard_my_data: false });
+}
+
 /// Two volumes, connected and in sync; then node B is Secondary and alone.
 fn two_volumes(seed: u64) -> World {
     let mut w = World::new(seed, Setup::with(Setup::second_volume));
@@ -231,7 +238,7 @@ fn a_new_generation_by_hand_keeps_the_past() {
         wait_alone(&mut w, A);
         wait_alone(&mut w, B);
     }
-    w.must(A, Command::NewCurrentUuid { volume: None, clear_bitmap: false });
+    begin_generation(&mut w, A);
     w.heal();
     w.wait_synced();
     w.read_all(A, 0);
@@ -248,7 +255,7 @@ fn a_start_that_is_never_heard_of_keeps_the_past() {
     wait_alone(&mut w, A);
     wait_alone(&mut w, B);
     w.write(A, 0, 0, 256);
-    w.must(A, Command::NewCurrentUuid { volume: None, clear_bitmap: false });
+    begin_generation(&mut w, A);
     for _ in 0..4 {
         w.heal();
         w.run_until("the start", Span::from_secs(60), |w| w.conn(A) == Conn::SyncSource);
@@ -671,4 +678,26 @@ fn the_marks_of_an_ended_resync_do_not_come_back() {
             assert_eq!(w.status(n).volumes[0].out_of_sync_kib, 0, "{n} after {steps} steps");
         }
     }
+}
+
+/// A generation is begun by command on a node that stands alone only. On a connected Primary it
+/// left the peer behind; when the Primary's disk was lost then, the peer went on from the common
+/// generation, and the Primary took its old disk back for the data in use (DUR-5).
+#[test]
+fn a_connected_node_begins_no_generation_of_its_own() {
+    let mut w = World::new(722, Setup::default());
+    w.start_synced();
+    let begin = Command::NewCurrentUuid { volume: None, clear_bitmap: false };
+    let refusal = w.must_not(A, begin);
+    assert_eq!(refusal.code, 151, "{refusal:?}");
+    w.must(A, Command::Detach { volume: None, force: false });
+    w.disk_failed(A, 0);
+    w.write(A, 0, 0, 8);
+    w.cut();
+    wait_alone(&mut w, A);
+    w.must_not(A, Command::Attach(None));
+    w.heal();
+    w.wait_connected();
+    w.must(A, Command::Attach(None));
+    w.wait_synced();
 }

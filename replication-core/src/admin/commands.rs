@@ -315,6 +315,11 @@ impl Resource {
                 let advice = "create-md on both nodes, up on both, wait-connect, then try again";
                 return Outcome::Refuse(failure(140, text, advice));
             }
+            if !clear_bitmap && state.conn != Conn::StandAlone {
+                // The peer would stay behind in the generation that both have (GI-1).
+                let text = "Need to be StandAlone";
+                return Outcome::Refuse(failure(151, text, "disconnect first"));
+            }
             if !clear_bitmap && state.disk != Disk::UpToDate {
                 return Outcome::Refuse(refusal(Refused::NoUpToDateDisk));
             }

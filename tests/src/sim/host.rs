@@ -284,8 +284,7 @@ impl World {
         let ix = VolumeIx(u8::try_from(volume).expect("few volumes"));
         let resource = self.nodes[n].resource.as_ref().expect("it just answered");
         let state = resource.state(ix).expect("a volume of the setup");
-        // The peer's word counts, also if the same call gave the peer up afterwards.
-        let mirrored = self.peer_confirms
+        let mirrored = self.was_mirrored[volume]
             || state.conn >= Conn::Connected && state.pdsk == DiskState::UpToDate;
         if !mirrored {
             self.stale[1 - n][volume] = true;
@@ -293,7 +292,7 @@ impl World {
                 self.since_sync[volume].alone.insert(n);
             }
         }
-        if state.conn < Conn::Connected && !self.peer_confirms {
+        if state.conn < Conn::Connected && !self.was_mirrored[volume] {
             self.wrote_apart(n, volume);
         }
         if state.disk != DiskState::UpToDate {

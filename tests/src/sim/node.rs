@@ -424,7 +424,7 @@ impl World {
             self.coverage.add(Family::Event, name);
         }
         self.watch_event(n, &event);
-        self.peer_confirms = self.is_confirmation(n, &event);
+        self.note_mirrored(n, &event);
         let now = self.local(n);
         let Some(resource) = self.nodes[n].resource.as_mut() else {
             panic!("an event for node {n}, which has no process");

@@ -543,16 +543,20 @@ impl World {
         self.coverage.add(Family::Check, "ST-5");
     }
 
-    /// Whether a mirrored peer says here that it has a write on its disk.
-    pub(crate) fn is_confirmation(&self, n: usize, event: &Event<'_>) -> bool {
-        let Event::Packet { volume, packet: Packet::WriteAck(_), .. } = event else {
-            return false;
-        };
-        let at = usize::from(volume.0);
-        at < self.volumes() && {
-            let state = self.state(n, at);
-            state.conn >= Conn::Connected && state.pdsk == DiskState::UpToDate
-        }
+    /// Notes of which volumes the peer gets everything at this moment. What an event from the peer,
+    /// a disk or the driver lets the core answer was mirrored to it, also if the same call gives
+    /// the peer up afterwards.
+    pub(crate) fn note_mirrored(&mut self, n: usize, event: &Event<'_>) {
+        let is_alive = self.nodes[n].resource.is_some() && !matches!(event, Event::Tick);
+        let mut mirrored = std::mem::take(&mut self.was_mirrored);
+        mirrored.clear();
+        mirrored.extend((0..self.volumes()).map(|volume| {
+            is_alive && {
+                let state = self.state(n, volume);
+                state.conn >= Conn::Connected && state.pdsk == DiskState::UpToDate
+            }
+        }));
+        self.was_mirrored = mirrored;
     }
 
     /// What was not answered belongs to a process that is gone.

@@ -78,8 +78,8 @@ pub struct World {
     pub(crate) next_command: u64,
     /// The line of trace at which the command under way in the core was given.
     pub(crate) command_began: u64,
-    /// Whether the event under way is a mirrored peer's word that it has a write.
-    pub(crate) peer_confirms: bool,
+    /// By volume: whether what the event under way lets the core answer was mirrored.
+    pub(crate) was_mirrored: Vec<bool>,
     /// Things that have happened.
     pub steps: u64,
     queue: BTreeMap<(Time, u64), Happening>,
@@ -118,7 +118,7 @@ impl World {
             actions: Vec::new(),
             next_command: 0,
             command_began: 0,
-            peer_confirms: false,
+            was_mirrored: Vec::new(),
             steps: 0,
             queue: BTreeMap::new(),
             planned: 0,
