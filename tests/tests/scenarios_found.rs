@@ -3,7 +3,7 @@
 use replication_core::config::OnIoError;
 use replication_core::control::Command;
 use replication_core::event::HostOp;
-use replication_core::state::{Conn, Disk, Role};
+use replication_core::state::{Conn, Disk, OnNoData, Role};
 use replication_core::units::{Errno, SectorRange, Span, VolumeNr};
 use replication_core::wire::ReplicationProtocol;
 use tests::sim::disk::{Cut, Fault, Kind, Trouble};
@@ -700,4 +700,42 @@ fn a_connected_node_begins_no_generation_of_its_own() {
     w.wait_connected();
     w.must(A, Command::Attach(None));
     w.wait_synced();
+}
+
+/// A write is mirrored to the target of a resync when the source's disk, the only good copy, fails:
+/// it waits for a good copy and goes on when there is one again, although its epoch was open and
+/// nothing would have closed it (LV-1).
+#[test]
+fn a_write_that_lost_its_good_copy_goes_on_with_the_next() {
+    for seed in 760..776 {
+        let setup = Setup::with(|s| {
+            s.nodes[A].config.on_no_data = OnNoData::SuspendIo;
+            s.disk(|disk| disk.rate.max_rate_kib = 400);
+        });
+        let mut w = World::new(seed, setup);
+        w.start_synced();
+        w.kill(B);
+        wait_alone(&mut w, A);
+        w.write(A, 0, 0, 256);
+        w.restart(B);
+        let limit = Span::from_secs(60);
+        w.run_until("the resync", limit, |w| w.conn(A) == Conn::SyncSource);
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind: Kind::Read, range: None, times: Some(1), trouble };
+        w.nodes[A].backing[0].data.add_fault(fault);
+        let mut numbers = Vec::new();
+        while w.state(A, 0).disk != Disk::Diskless {
+            let range = SectorRange { start: 4096, end: 4104 };
+            numbers.extend(w.submit(A, 0, HostOp::Write { fua: false }, range));
+            w.run_for(Span(300_000));
+        }
+        w.run_for(Span::from_ms(100));
+        w.must(A, Command::Attach(None));
+        w.run_until("the answers", limit, |w| {
+            numbers.iter().all(|number| w.answer(A, *number).is_some())
+        });
+        assert!(numbers.iter().all(|number| w.answer(A, *number) == Some(Ok(()))));
+        w.wait_synced();
+        w.read_all(A, 0);
+    }
 }

@@ -330,7 +330,10 @@ impl Resource {
     pub(super) fn may_try_again(&mut self, at: usize, key: Key, request: &Request) -> bool {
         let suspend = self.config.on_no_data == OnNoData::SuspendIo && !self.has_good_copy(at);
         if request.in_transfer_log {
-            // It is looked at again when it leaves the log.
+            // It is looked at again when it leaves the log, for which its epoch has to end.
+            if suspend && request.epoch == self.transfer_log.current() {
+                self.close_epoch();
+            }
             return suspend;
         }
         let local_now = self.volumes[at].state.disk == Disk::UpToDate
