@@ -5,6 +5,7 @@
 # disks: ram:32M
 # timeout: 110
 . ./lib.sh
+. ./load.sh
 
 # Time for the answer, for the kill, and for what emulation adds.
 readonly FORCE_S=40
@@ -30,13 +31,8 @@ type_ "drbdctl create-md --force r0"
 begin --force
 must "it has a device" wait_until 10 test -b "$DEV"
 type_ "dmesg --clear"
-fio --name=load --filename="$DEV" --size=8M --rw=randwrite --bs=4k --iodepth=4 --direct=1 --ioengine=io_uring \
-	--verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based --runtime=300 \
-	--output-format=json --output=/tmp/fio.json 2>/tmp/fio.err &
-LOAD=$!
-writes() { field r0 '.devices[0].written'; }
-has_written() { [ "$(writes)" -gt "${1:-0}" ]; }
-must "the load runs" wait_until 20 has_written 512
+start_verified load "$DEV" 8
+must "the load runs" wait_until 20 wrote_more_than r0 512
 first=$(engine_pid)
 signal_engine STOP
 
@@ -50,11 +46,9 @@ resource r1 $((PORT + 1)) 0 | sed "s,$DEV;,/dev/drbd7;," >/tmp/other.conf
 refused 10,20 "$(disk 0): device is in use \(open by pid $first \(ublk-target" "drbdctl -c /tmp/other.conf up r1"
 check "the first one is the only one" same "$(pgrep -x ublk-target)" "$first"
 signal_engine CONT
-at=$(writes)
-must "the load goes on" wait_until 20 has_written $((at + 512))
-kill -INT $LOAD
-wait $LOAD
-check "no write failed, nothing read back wrong" same "$(fio_report /tmp/fio.json '.jobs[0].error')" 0
+at=$(written r0)
+must "the load goes on" wait_until 20 wrote_more_than r0 $((at + 512))
+stop_verified load "$LOAD" 64
 check "the kernel saw no I/O error" same "$(io_errors)" 0
 
 step "down --force, while somebody has the device open"

@@ -32,9 +32,36 @@ stop_load() {
 	check "no write failed" same "$errors" 0
 	check "no write waited longer than configured" between 0 "$stall" $((STALL_MS + SLACK_MS))
 }
+
+# start_verified NAME FILE MEGABYTES [OPTION...]: random writes that are read back and compared, in the
+# background until stop_verified; the pid is in LOAD.
+start_verified() {
+	local name=$1 file=$2 size=$3
+	shift 3
+	fio --name="$name" --filename="$file" --size="${size}M" --rw=randwrite --bs=4k --iodepth=4 --direct=1 \
+		--ioengine=io_uring --verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based --runtime=3600 \
+		--output-format=json --output="/tmp/$name.json" "$@" 2>"/tmp/$name.err" &
+	LOAD=$!
+}
+
+# stop_verified NAME PID BLOCKS: it has gone on until now, and at least that many blocks were right.
+stop_verified() {
+	local report=/tmp/$1.json
+	check "$1: the load has gone on" kill -INT "$2"
+	wait "$2"
+	check "$1: no write failed, nothing read back wrong" same "$(fio_report "$report" '.jobs[0].error')" 0
+	check "$1: much was read back" between "$3" "$(fio_report "$report" '.jobs[0].read.total_ios')" 1000000000
+	note "$1: longest write $(fio_report "$report" '[.jobs[0].write | .clat_ns.max, .lat_ns.max] | max / 1000000 | floor') ms"
+}
+
 # Both in KiB: what the host wrote through the device, what a resync brought to this node.
 written() { field "$1" '.devices[0].written'; }
-wrote_more_than() { [ "$(written "$1")" -gt "$2" ]; }
+wrote_more_than() {
+	local now
+	now=$(written "$1")
+	# An engine that does not answer has written nothing yet.
+	[ -n "$now" ] && [ "$now" -gt "$2" ]
+}
 received() { peer_device "$1" received; }
 
 # Files whose fsync has returned are reported to the other node, a line each, until that ends.

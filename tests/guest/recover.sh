@@ -30,21 +30,14 @@ bring_up r0
 if [ "$VM_ID" = 1 ]; then
 	type_ "mkfs.ext4 -q $DEV"
 	type_ "mount $DEV /mnt"
-	fio --name=load --filename=/mnt/load --size=12M --rw=randwrite --bs=4k --iodepth=4 --direct=1 \
-		--ioengine=io_uring --verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based --runtime=300 \
-		--output-format=json --output=/tmp/fio.json 2>/tmp/fio.err &
-	load=$!
+	start_verified load /mnt/load 12
 	step "the Primary's engine is killed"
 	kill_engine
 	check "it is Primary as before" is Primary role_of r0
-	check "the load goes on" kill -0 $load
+	check "the load goes on" kill -0 "$LOAD"
 	meet primary-killed
 	meet secondary-killed
-	check "the load goes on" kill -0 $load
-	kill -INT $load
-	wait $load
-	check "no write failed, nothing read back wrong" same "$(fio_report /tmp/fio.json '.jobs[0].error')" 0
-	check "much was written and read back" between 256 "$(fio_report /tmp/fio.json '.jobs[0].read.total_ios')" 100000000
+	stop_verified load "$LOAD" 256
 	type_ "umount /mnt"
 	type_ "e2fsck -f -n $DEV"
 	type_ "drbdctl secondary r0"

@@ -6,6 +6,7 @@
 # disks: ram:64M
 # timeout: 170
 . ./lib.sh
+. ./load.sh
 
 NET="timeout 40; ping-int 5; ping-timeout 20; connect-int 5;"
 node_setup < <(resource r0 $PORT 0)
@@ -41,27 +42,20 @@ if [ "$VM_ID" = 1 ]; then
 	type_ "mkfs.ext4 -q $DEV"
 	type_ "mount $DEV /mnt"
 	errors=$(io_errors)
-	fio --name=load --filename=/mnt/load --size=12M --rw=randwrite --bs=4k --iodepth=4 --direct=1 \
-		--ioengine=io_uring --verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based --runtime=300 \
-		--output-format=json --output=/tmp/fio.json 2>/tmp/fio.err &
-	load=$!
+	start_verified load /mnt/load 12
 	program=$NEXT
 	for round in 1 2 3; do
 		step "the Primary's engine is replaced, round $round"
 		replace "$program"
 		check "it is Primary as before" is Primary role_of r0
-		check "the load goes on" kill -0 $load
+		check "the load goes on" kill -0 "$LOAD"
 		type_ "dd if=/dev/urandom of=/mnt/file$round bs=64k count=4 conv=fsync status=none"
 		[ "$program" = "$NEXT" ] && program=$OLD || program=$NEXT
 	done
 	check "the activity log was empty each time" same "$(marked)" 0
 	meet primary-replaced
 	meet secondary-replaced
-	check "the load goes on" kill -0 $load
-	kill -INT $load
-	wait $load
-	check "no write failed, nothing read back wrong" same "$(fio_report /tmp/fio.json '.jobs[0].error')" 0
-	check "much was written and read back" between 256 "$(fio_report /tmp/fio.json '.jobs[0].read.total_ios')" 100000000
+	stop_verified load "$LOAD" 256
 	check "the kernel saw no I/O error" same "$(io_errors)" "$errors"
 	type_ "umount /mnt"
 	type_ "e2fsck -f -n $DEV"
