@@ -1,12 +1,13 @@
 #!/bin/bash
 # The service of a resource (scripts/drbd@.service) under a real systemd: it starts the engine,
-# starts it again when it was killed under a mounted file system, leaves a device in use alone, and
-# stops without remains.
+# starts it again when it was killed under a mounted file system, takes another program into use
+# there, leaves a device in use alone, and stops without remains.
 # guests: 1
 # disks: ram:32M
 # kernels: 7.2
-# timeout: 110
+# timeout: 120
 . ./lib.sh
+. ./load.sh
 
 # systemd is the init of a PID namespace, with nothing to start but what this test starts; the
 # test goes there as well.
@@ -43,8 +44,6 @@ main_pid() { systemctl show -p MainPID --value $UNIT; }
 is_engine() { [ "$(main_pid)" != 0 ] && [ "$(readlink "/proc/$(main_pid)/exe")" = /usr/local/sbin/ublk-target ]; }
 is_another() { is_engine && is_not "$1" main_pid; }
 has_state() { [ "$(systemctl is-active $UNIT)" = "$1" ]; }
-writes() { field r0 '.devices[0].written'; }
-has_written() { [ "$(writes)" -gt "${1:-0}" ]; }
 io_errors() { dmesg | grep -cE 'I/O error|EXT4-fs error'; }
 
 step "a resource that cannot come up is a service that fails"
@@ -61,30 +60,37 @@ type_ "drbdctl primary --force r0"
 must "it has a device" wait_until 10 test -b "$DEV"
 type_ "mkfs.ext4 -q $DEV && mount $DEV /mnt"
 type_ "dmesg --clear"
-fio --name=load --filename=/mnt/load --size=8M --rw=randwrite --bs=4k --iodepth=4 --direct=1 \
-	--ioengine=io_uring --verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based --runtime=300 \
-	--output-format=json --output=/tmp/fio.json 2>/tmp/fio.err &
-LOAD=$!
-must "the load runs" wait_until 20 has_written 512
+start_verified load /mnt/load 8
+must "the load runs" wait_until 20 wrote_more_than r0 512
 
 step "the engine is killed"
 first=$(main_pid)
 type_ "kill -KILL $first"
 must "another one is started" wait_until 20 is_another "$first"
-must "it serves" wait_until 20 has_written 512
+must "it serves" wait_until 20 wrote_more_than r0 512
 check "it is Primary as before" is Primary role_of r0
-check "the load goes on" kill -0 $LOAD
+check "the load goes on" kill -0 "$LOAD"
+
+step "another program is installed"
+second=$(main_pid)
+type_ "install -m 755 ublk-target.other /usr/local/sbin/ublk-target"
+refused 10 "systemctl reload $UNIT" "drbdctl upgrade r0"
+check "the engine stays" same "$(main_pid)" "$second"
+type_ "systemctl reload $UNIT"
+must "it is the main process" is_another "$second"
+must "it serves" wait_until 20 wrote_more_than r0 512
+check "it is Primary as before" is Primary role_of r0
+check "the load goes on" kill -0 "$LOAD"
+check "the service runs" has_state active
 
 step "a device in use is not taken away"
 second=$(main_pid)
 type_ "systemctl stop --no-block $UNIT"
 must "the service says that it has not stopped" wait_until 30 has_state failed
-at=$(writes)
-must "the load goes on" wait_until 20 has_written $((at + 512))
+at=$(written r0)
+must "the load goes on" wait_until 20 wrote_more_than r0 $((at + 512))
 check "the same engine serves" same "$(pgrep -x ublk-target)" "$second"
-kill -INT $LOAD
-wait $LOAD
-check "no write failed, nothing read back wrong" same "$(fio_report /tmp/fio.json '.jobs[0].error')" 0
+stop_verified load "$LOAD" 256
 check "the kernel saw no I/O error" same "$(io_errors)" 0
 type_ "umount /mnt && e2fsck -f -n $DEV"
 

@@ -12,6 +12,10 @@
 //! carried out. Clients of an NBD server have lost their connection: they have to come again, and
 //! the role is given back here.
 //!
+//! The engine of a systemd service is replaced by that service (`systemctl reload`): started from
+//! anywhere else, the new one would not be its process, and the end of the old one would be the end of
+//! the service, which takes the resource down.
+//!
 //! When the new program fails, requests go on waiting for an engine, so nothing is cleaned up; the
 //! message names the old program.
 
@@ -60,13 +64,14 @@ impl Session<'_> {
         }
         let client = self.engine(on, Idle::Needed)?;
         let client = client.ok_or_else(|| super::not_running(resource))?;
+        let old_pid = engine::seen(&paths);
+        check_service(resource, old_pid)?;
         let before = running_state(client)?;
         if let Some(before) = &before {
             check_served(before)?;
         }
         let config = self.running_config(on, &paths)?;
         engine::check(resource, &paths)?;
-        let old_pid = engine::seen(&paths);
         let old_program =
             old_pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
         let began = Instant::now();
@@ -153,6 +158,31 @@ impl Session<'_> {
     }
 }
 
+/// Refuses where the service manager has to do it.
+fn check_service(resource: &str, pid: Option<i32>) -> Result<(), Failure> {
+    let unit_of = |process: &str| {
+        let groups = std::fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
+        unit_in(&groups).map(str::to_owned)
+    };
+    let Some(unit) = pid.and_then(|pid| unit_of(&pid.to_string())) else {
+        return Ok(());
+    };
+    if unit_of("self").as_ref() == Some(&unit) {
+        return Ok(());
+    }
+    let text = format!(
+        "{resource}: its engine belongs to the service {unit}\n  \
+         what to do: systemctl reload {unit}"
+    );
+    Err(Failure::new(exit::FAILURE, text))
+}
+
+/// The service of a resource (`drbd@RES.service`) that a process belongs to, by its control groups.
+fn unit_in(groups: &str) -> Option<&str> {
+    let mut names = groups.lines().filter_map(|line| line.rsplit_once('/')).map(|(_, name)| name);
+    names.find(|name| name.starts_with("drbd@") && name.ends_with(".service"))
+}
+
 /// The state before; none if the engine is of another version, which is no reason to keep it.
 fn running_state(client: Client) -> Result<Option<Status>, Failure> {
     match client.with_limit(LEAVE_LIMIT).try_ask(&Command::Status) {
@@ -224,4 +254,27 @@ fn stranded(mut failure: Failure, resource: &str, old_program: Option<PathBuf>) 
         .push_str("\n  what to do: requests wait for an engine; back to the old one with: ");
     failure.text.push_str(&old);
     failure
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_of_a_process_is_that_of_its_groups() {
+        let table = [
+            ("0::/system.slice/system-drbd.slice/drbd@r0.service\n", Some("drbd@r0.service")),
+            (
+                "4:cpu:/\n1:name=systemd:/system.slice/drbd@r\\x2d0.service\n0::/\n",
+                Some("drbd@r\\x2d0.service"),
+            ),
+            ("0::/user.slice/user-0.slice/session-3.scope\n", None),
+            ("0::/system.slice/pacemaker.service\n", None),
+            ("0::/\n", None),
+            ("", None),
+        ];
+        for (groups, unit) in table {
+            assert_eq!(unit_in(groups), unit, "{groups}");
+        }
+    }
 }
