@@ -231,37 +231,37 @@ impl Bed {
         match round {
             Round::Control => return self.control(),
             Round::Breaks | Round::Delays | Round::Flips | Round::Mixed => {
-                let load = self.faults(round.kinds())?;
-                self.heal(load, false)?;
+                let (load, result) = self.faults(round.kinds())?;
+                self.heal(load, result, false)?;
             }
             Round::Unprotected => {
                 // Some of these blocks are written again; the others stay wrong.
                 self.relay.flip_payload(50);
-                let load = self.faults(round.kinds())?;
-                self.heal(load, false)?;
+                let (load, result) = self.faults(round.kinds())?;
+                self.heal(load, result, false)?;
             }
             Round::AnyFlips => {
-                let load = self.faults(round.kinds())?;
+                let (load, result) = self.faults(round.kinds())?;
                 // What a flip has done to the state of a connection ends with the connection.
                 self.relay.cut();
-                self.survive(load, 1 - self.primary)?;
+                self.survive(load, result, 1 - self.primary)?;
             }
             Round::Strangers => {
                 let load = self.load()?;
-                for node in [self.primary, 1 - self.primary] {
-                    self.annoy(node, Mask::Nobody, &load)?;
-                }
-                self.heal(load, true)?;
+                let result = self
+                    .annoy(self.primary, Mask::Nobody, &load)
+                    .and_then(|()| self.annoy(1 - self.primary, Mask::Nobody, &load));
+                self.heal(load, result, true)?;
             }
             Round::FalseSecondary => {
                 let load = self.load()?;
-                self.annoy(self.primary, Mask::Secondary, &load)?;
-                self.survive(load, 1 - self.primary)?;
+                let result = self.annoy(self.primary, Mask::Secondary, &load);
+                self.survive(load, result, 1 - self.primary)?;
             }
             Round::FalsePrimary => {
                 let load = self.load()?;
-                self.annoy(1 - self.primary, Mask::Primary, &load)?;
-                self.survive(load, 1 - self.primary)?;
+                let result = self.annoy(1 - self.primary, Mask::Primary, &load);
+                self.survive(load, result, 1 - self.primary)?;
             }
         }
         self.hand_over()
@@ -272,8 +272,9 @@ impl Bed {
         ledger.load(&self.nodes[self.primary].server())
     }
 
-    /// Load and faults for a while, and until each kind has come once.
-    fn faults(&mut self, kinds: &[Kind]) -> Result<Load> {
+    /// Load and faults for a while, and until each kind has come once. What was found meanwhile
+    /// comes with the load, whose clients may know more about it.
+    fn faults(&mut self, kinds: &[Kind]) -> Result<(Load, Result<()>)> {
         let load = self.load()?;
         let before = self.relay.tally();
         self.relay.disturb(kinds);
@@ -287,8 +288,7 @@ impl Bed {
         });
         self.relay.disturb(&[]);
         self.relay.say("no more faults");
-        result?;
-        Ok(load)
+        Ok((load, result))
     }
 
     /// What must hold at any time.
@@ -335,8 +335,10 @@ impl Bed {
     }
 
     /// The faults are over: in sync under load, and then equal, and right.
-    fn heal(&mut self, load: Load, with_operator: bool) -> Result<()> {
-        let result = self.come_together(with_operator).and_then(|()| self.go_on(&load));
+    fn heal(&mut self, load: Load, faults: Result<()>, with_operator: bool) -> Result<()> {
+        let result = faults
+            .and_then(|()| self.come_together(with_operator))
+            .and_then(|()| self.go_on(&load));
         self.ledger = Some(stopped(load, result)?);
         self.come_together(false)?;
         self.drain()?;
@@ -347,9 +349,9 @@ impl Bed {
     }
 
     /// The Primary's data is right whatever happened; the other node starts from nothing.
-    fn survive(&mut self, load: Load, other: usize) -> Result<()> {
+    fn survive(&mut self, load: Load, faults: Result<()>, other: usize) -> Result<()> {
         self.relay.open();
-        let result = self.go_on(&load);
+        let result = faults.and_then(|()| self.go_on(&load));
         self.ledger = Some(stopped(load, result)?);
         self.check_ledger()?;
         self.renew(other)?;
