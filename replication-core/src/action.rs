@@ -36,6 +36,14 @@ pub enum DiskOp {
 pub enum Handler {
     /// The local disk has failed.
     LocalIoError,
+    /// A split brain was found, solved or not.
+    InitialSplitBrain,
+    /// A split brain was found that nothing solves.
+    SplitBrain,
+    /// A Primary is left with an Inconsistent disk and no peer.
+    PriOnInconDegr,
+    /// A resync to this node is done.
+    AfterResyncTarget,
 }
 
 impl Handler {
@@ -44,6 +52,10 @@ impl Handler {
     pub const fn name(self) -> &'static str {
         match self {
             Self::LocalIoError => "local-io-error",
+            Self::InitialSplitBrain => "initial-split-brain",
+            Self::SplitBrain => "split-brain",
+            Self::PriOnInconDegr => "pri-on-incon-degr",
+            Self::AfterResyncTarget => "after-resync-target",
         }
     }
 }
@@ -196,8 +208,8 @@ pub enum Action {
     RunHandler {
         /// Which.
         handler: Handler,
-        /// What about.
-        volume: VolumeIx,
+        /// What about; none: the whole resource.
+        volume: Option<VolumeIx>,
     },
     /// Everything is put away: the process may end.
     Stop,

@@ -9,7 +9,7 @@
 //! Invariants: GI-1 (a new generation is durable before anything that the peer will miss is
 //! acknowledged), ST-2, ST-3. Source: protocol notes, sections 6.4, 7 and 9.2.
 
-use crate::action::{Action, Level, Scope};
+use crate::action::{Action, Handler, Level, Scope};
 use crate::mutant::Mutant;
 use crate::resource::Resource;
 use crate::state::{Conn, Disk, Role, Rules, State, log_line, peer_was_forced, sanitize};
@@ -118,6 +118,10 @@ impl Resource {
         self.follow_connection(at, old, new);
         if new.disk <= Disk::Failed && old.disk > Disk::Failed {
             self.begin_leaving(at, old.disk != Disk::Negotiating);
+        }
+        if is_stranded(new) && !is_stranded(old) {
+            let volume = Some(self.volumes[at].ix);
+            self.out.push(Action::RunHandler { handler: Handler::PriOnInconDegr, volume });
         }
         let now = self.volumes[at].state;
         let is_peer_good = now.pdsk == Disk::UpToDate && now.conn >= Conn::Connected;
@@ -309,4 +313,10 @@ impl Resource {
         }
         self.out.push(Action::SetSize { volume: ix, sectors: size });
     }
+}
+
+/// A Primary without a peer whose disk is not good.
+fn is_stranded(state: &State) -> bool {
+    let is_alone = state.conn < Conn::Connected;
+    state.role == Role::Primary && state.disk == Disk::Inconsistent && is_alone
 }

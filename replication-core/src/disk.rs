@@ -53,7 +53,7 @@ impl Resource {
         self.log(Level::Error, Scope::Device(ix), format!("{text}. Detaching..."));
         if self.volumes[at].config.disk.on_io_error == OnIoError::CallLocalIoError {
             let handler = Handler::LocalIoError;
-            self.out.push(Action::RunHandler { handler, volume: ix });
+            self.out.push(Action::RunHandler { handler, volume: Some(ix) });
         }
         let mut state: State = self.volumes[at].state;
         state.disk = Disk::Failed;

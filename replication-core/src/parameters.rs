@@ -7,7 +7,7 @@
 //!
 //! Source: protocol notes, sections 3.3 to 3.9, 8 and 14.4.
 
-use crate::action::{Level, Scope};
+use crate::action::{Action, Handler, Level, Scope};
 use crate::connect::Then;
 use crate::gi::{PeerUuids, UuidFlags as GiFlags, Uuids};
 use crate::handshake::{
@@ -592,6 +592,8 @@ impl Resource {
         let ix = self.volumes[at].ix;
         if let Some(solved) = decision.solved {
             self.log(Level::Warn, Scope::PeerDevice(ix), solved.to_string());
+            let handler = Handler::InitialSplitBrain;
+            self.out.push(Action::RunHandler { handler, volume: Some(ix) });
         }
         if decision.overwrites_primary {
             let text = "this Primary's data is being overwritten, as rr-conflict allows";
@@ -623,6 +625,11 @@ impl Resource {
 
     fn fail_handshake(&mut self, failure: HandshakeFailure) {
         self.link.split_brain = failure == HandshakeFailure::SplitBrain;
+        if self.link.split_brain {
+            for handler in [Handler::InitialSplitBrain, Handler::SplitBrain] {
+                self.out.push(Action::RunHandler { handler, volume: None });
+            }
+        }
         let text = failure.to_string();
         if failure.may_retry() {
             self.lose_link(Conn::Disconnecting, Then::ReconnectLater, &text);

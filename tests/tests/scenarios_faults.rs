@@ -1,5 +1,6 @@
 //! Scripted runs with faults of nodes and of the link.
 
+use replication_core::action::Handler;
 use replication_core::control::Command;
 use replication_core::state::{Conn, Disk, Role};
 use replication_core::units::{SectorRange, Span};
@@ -309,6 +310,8 @@ fn split_brain_is_found_on_both_sides_and_healed_by_hand() {
     for n in [A, B] {
         assert!(w.has_logged(n, "Split-Brain detected"), "node {n} says so");
         assert!(w.status(n).split_brain, "node {n} shows it");
+        let told = std::mem::take(&mut w.nodes[n].handlers);
+        assert_eq!(told, [Handler::InitialSplitBrain, Handler::SplitBrain], "node {n} tells it");
     }
     w.must_not(B, Command::Connect { discard_my_data: true });
     w.must(A, Command::Connect { discard_my_data: true });
@@ -316,6 +319,8 @@ fn split_brain_is_found_on_both_sides_and_healed_by_hand() {
     // What A wrote alone is thrown away with the operator's consent.
     w.ledger.forget(0, area(8, 8));
     w.wait_synced();
+    assert_eq!(w.nodes[A].handlers, [Handler::InitialSplitBrain, Handler::AfterResyncTarget]);
+    assert_eq!(w.nodes[B].handlers, [Handler::InitialSplitBrain]);
     assert!(!w.status(A).split_brain && !w.status(B).split_brain);
     w.read_all(B, 0);
 }

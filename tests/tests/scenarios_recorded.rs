@@ -3,6 +3,7 @@
 //! The history of the in-tree driver is the best list of tests there is. Each failure that was
 //! recorded there is replayed here under its number; tests/README.md has the list.
 
+use replication_core::action::Handler;
 use replication_core::config::OnIoError;
 use replication_core::control::Command;
 use replication_core::event::HostOp;
@@ -56,6 +57,7 @@ fn recorded_01_a_primary_target_that_loses_its_source_stops() {
     w.cut();
     let write = w.submit(A, 0, HostOp::Write { fua: false }, area(8, 8)).unwrap();
     wait_alone(&mut w, A);
+    assert_eq!(w.nodes[A].handlers, [Handler::PriOnInconDegr]);
     w.run_until("the answer", Span::from_secs(5), |w| w.answer(A, write).is_some());
     assert_eq!(w.answer(A, write), Some(Err(Errno::EIO)));
     assert_eq!(w.request(A, 0, HostOp::Read, area(8 * 1024, 8)), Err(Errno::EIO));

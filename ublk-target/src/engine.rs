@@ -35,11 +35,10 @@ use crate::arena::Layout;
 use crate::control::Socket;
 use crate::disk::{self, Disks, Opened};
 use crate::frontend::{self, Frontend, Shape};
-use crate::handler::{Handlers, HostMounts, Program};
+use crate::handler::{Handlers, HostMounts};
 use crate::holders::Users;
 use crate::log::CoreLog;
 use crate::net::Net;
-use crate::occasion::{self, Occasion, Watch};
 use crate::process::{self, Heartbeat};
 use crate::ring::{Completion, Fd, Op, Owner, Ring};
 use crate::service::{Notice, Service};
@@ -68,8 +67,6 @@ pub struct Shared {
     /// The core.
     pub core: Resource,
     actions: Vec<Action>,
-    watch: Watch,
-    occasions: Vec<Occasion>,
     origin: Instant,
 }
 
@@ -91,14 +88,7 @@ impl Shared {
         let ring = Ring::new(layout)?;
         let core = Resource::new(config.resource.clone(), layout.memory(), Box::new(OsEntropy))
             .with_context(|| format!("start resource {}", config.resource.name))?;
-        Ok(Self {
-            ring,
-            core,
-            actions: Vec::with_capacity(ACTIONS),
-            watch: Watch::new(volumes),
-            occasions: Vec::new(),
-            origin: Instant::now(),
-        })
+        Ok(Self { ring, core, actions: Vec::with_capacity(ACTIONS), origin: Instant::now() })
     }
 
     /// Monotonic time since the start of the engine.
@@ -118,7 +108,6 @@ impl Shared {
     pub fn tell(&mut self, event: Event<'_>) {
         let now = self.now();
         self.core.handle(now, event, &mut self.actions);
-        self.watch.look(&self.core, &mut self.occasions);
     }
 }
 
@@ -614,15 +603,6 @@ impl Engine {
             self.perform(action);
         }
         self.batch = batch;
-        for (program, volume) in std::mem::take(&mut self.shared.occasions) {
-            self.run_handler(program, volume);
-        }
-    }
-
-    fn run_handler(&self, program: Program, volume: Option<VolumeIx>) {
-        if let Err(error) = self.handlers.start(program, volume, &self.config) {
-            tracing::error!("run handler {}: {error:#}", program.name());
-        }
     }
 
     fn perform(&mut self, action: Action) {
@@ -652,11 +632,12 @@ impl Engine {
             Action::SetSize { volume, sectors } => self.set_size(volume, sectors),
             Action::Reply { id, result } => self.reply(id, result),
             Action::Log { level, scope, text } => {
-                occasion::listen(scope, &text, &mut shared.occasions);
                 self.log.write(shared.now(), level, scope, &text);
             }
             Action::RunHandler { handler, volume } => {
-                self.run_handler(handler.into(), Some(volume));
+                if let Err(error) = self.handlers.start(handler, volume, &self.config) {
+                    tracing::error!("run handler {}: {error:#}", handler.name());
+                }
             }
             Action::Stop => self.stop(),
             Action::Leave => self.life = Life::Over,

@@ -6,7 +6,7 @@
 //! process. What it prints goes where the engine's log goes. SIGTERM and SIGINT
 //! end one that hangs: the standard library opens for a child what the engine's threads block.
 //!
-//! Not responsible for: when a handler runs (the core, and [`crate::occasion`]).
+//! Not responsible for: when a handler runs (the core).
 
 use std::fs::File;
 use std::process::{Command, ExitStatus, Stdio};
@@ -26,54 +26,6 @@ const MANAGER_VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG
 /// Handlers that run at the same time. One more is not started: something is wrong with those that
 /// are under way.
 const RUNNING_MAX: usize = 16;
-
-/// A program of the operator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Program {
-    /// The local disk has failed.
-    LocalIoError,
-    /// A split brain was found, solved or not.
-    InitialSplitBrain,
-    /// A split brain was found that nothing solves.
-    SplitBrain,
-    /// A Primary is left with an Inconsistent disk and no peer.
-    PriOnInconDegr,
-    /// A resync to this node is done.
-    AfterResyncTarget,
-}
-
-impl Program {
-    /// The name that operators know.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::LocalIoError => "local-io-error",
-            Self::InitialSplitBrain => "initial-split-brain",
-            Self::SplitBrain => "split-brain",
-            Self::PriOnInconDegr => "pri-on-incon-degr",
-            Self::AfterResyncTarget => "after-resync-target",
-        }
-    }
-
-    fn command(self, config: &HandlersConfig) -> Option<&String> {
-        let command = match self {
-            Self::LocalIoError => &config.local_io_error,
-            Self::InitialSplitBrain => &config.initial_split_brain,
-            Self::SplitBrain => &config.split_brain,
-            Self::PriOnInconDegr => &config.pri_on_incon_degr,
-            Self::AfterResyncTarget => &config.after_resync_target,
-        };
-        command.as_ref()
-    }
-}
-
-impl From<Handler> for Program {
-    fn from(handler: Handler) -> Self {
-        match handler {
-            Handler::LocalIoError => Self::LocalIoError,
-        }
-    }
-}
 
 /// The mounts of the host, for an engine that leaves them.
 #[derive(Clone, Debug, Default)]
@@ -123,11 +75,11 @@ impl Handlers {
     /// Too many run, or there are no threads left.
     pub fn start(
         &self,
-        program: Program,
+        handler: Handler,
         volume: Option<VolumeIx>,
         config: &EngineConfig,
     ) -> Result<()> {
-        let name = program.name();
+        let name = handler.name();
         let resource = &config.resource.name;
         let about = volume.map_or_else(
             || format!("drbd {resource}"),
@@ -136,8 +88,11 @@ impl Handlers {
                 format!("drbd {resource}/{} drbd{}", shape.nr.0, shape.minor)
             },
         );
-        let Some(command) = program.command(&config.handlers).cloned() else {
-            tracing::debug!("{about}: handler {name} is not configured");
+        let Some(command) = command_of(handler, &config.handlers).cloned() else {
+            // The others have nothing to do with what the engine does.
+            if handler == Handler::LocalIoError {
+                tracing::warn!("{about}: handler {name} is not configured");
+            }
             return Ok(());
         };
         let place = Arc::clone(&self.running);
@@ -157,6 +112,17 @@ impl Handlers {
         builder.stack_size(STACK_SIZE).spawn(work).context("start thread handler")?;
         Ok(())
     }
+}
+
+fn command_of(handler: Handler, config: &HandlersConfig) -> Option<&String> {
+    let command = match handler {
+        Handler::LocalIoError => &config.local_io_error,
+        Handler::InitialSplitBrain => &config.initial_split_brain,
+        Handler::SplitBrain => &config.split_brain,
+        Handler::PriOnInconDegr => &config.pri_on_incon_degr,
+        Handler::AfterResyncTarget => &config.after_resync_target,
+    };
+    command.as_ref()
 }
 
 /// What a handler finds in its environment: the names of today and those of 8.x. Of the whole
@@ -217,8 +183,8 @@ mod tests {
 
     use super::*;
 
-    fn start(program: Program, volume: Option<VolumeIx>, config: &EngineConfig) {
-        Handlers::default().start(program, volume, config).unwrap();
+    fn start(handler: Handler, volume: Option<VolumeIx>, config: &EngineConfig) {
+        Handlers::default().start(handler, volume, config).unwrap();
     }
 
     /// What a file holds once it ends with a line `end`.
@@ -252,7 +218,7 @@ mod tests {
                       cat /proc/self/oom_score_adj >>OUT; echo end >>OUT";
         let script = script.replace("GO", go.to_str().unwrap());
         config.handlers.local_io_error = Some(script.replace("OUT", out.to_str().unwrap()));
-        start(Program::LocalIoError, Some(VolumeIx(1)), &config);
+        start(Handler::LocalIoError, Some(VolumeIx(1)), &config);
         assert!(!out.exists(), "it waits for a word from here");
         std::fs::write(&go, "go\n").unwrap();
         let first = config.backing[0].disk.clone().unwrap();
@@ -298,12 +264,12 @@ mod tests {
         config.handlers.pri_on_incon_degr = write("pri-on-incon-degr");
         config.handlers.after_resync_target = write("after-resync-target");
         let programs = [
-            Program::InitialSplitBrain,
-            Program::SplitBrain,
-            Program::PriOnInconDegr,
-            Program::AfterResyncTarget,
+            Handler::InitialSplitBrain,
+            Handler::SplitBrain,
+            Handler::PriOnInconDegr,
+            Handler::AfterResyncTarget,
         ];
-        start(Program::LocalIoError, None, &config);
+        start(Handler::LocalIoError, None, &config);
         for program in programs {
             assert!(!file(program.name()).exists());
             start(program, None, &config);
@@ -321,7 +287,7 @@ mod tests {
         let script = format!("while [ -e {} ]; do sleep 0.1; done", stay.display());
         config.handlers.split_brain = Some(script);
         let handlers = Handlers::default();
-        let start = || handlers.start(Program::SplitBrain, None, &config);
+        let start = || handlers.start(Handler::SplitBrain, None, &config);
         for _ in 0..RUNNING_MAX {
             start().unwrap();
         }
@@ -347,7 +313,7 @@ mod tests {
         let script = "grep -E '^Sig(Blk|Ign)' /proc/self/status >OUT; echo end >>OUT";
         let script = script.replace("OUT", out.to_str().unwrap());
         config.handlers.local_io_error = Some(script);
-        start(Program::LocalIoError, Some(VolumeIx(0)), &config);
+        start(Handler::LocalIoError, Some(VolumeIx(0)), &config);
         let text = awaited(&out);
         let masks = text.lines().filter_map(|line| line.split_once('\t'));
         let masks: Vec<u64> = masks.map(|(_, hex)| u64::from_str_radix(hex, 16).unwrap()).collect();
@@ -364,6 +330,6 @@ mod tests {
         assert_eq!(run("kill -9 $$").code(), None);
         let dir = tempfile::tempdir().unwrap();
         let config = crate::settings::tests::config(dir.path());
-        start(Program::LocalIoError, Some(VolumeIx(0)), &config);
+        start(Handler::LocalIoError, Some(VolumeIx(0)), &config);
     }
 }

@@ -15,7 +15,7 @@
 //! | [`frontend`], [`nbd`] | the host's side |
 //! | [`ublk`] | the kernel's block driver for user space |
 //! | [`control`] | the operator's socket |
-//! | [`handler`], [`occasion`] | the operator's programs, and when they run |
+//! | [`handler`] | the operator's programs |
 //! | [`process`], [`service`], [`log`], [`settings`] | the process itself |
 
 pub mod arena;
@@ -28,7 +28,6 @@ pub mod holders;
 pub mod log;
 pub mod nbd;
 pub mod net;
-pub mod occasion;
 mod patience;
 pub mod process;
 pub mod ring;

@@ -8,7 +8,7 @@
 //!
 //! Source: protocol notes, sections 12.6, 12.8 and 12.9.
 
-use crate::action::{Action, DiskOp};
+use crate::action::{Action, DiskOp, Handler};
 use crate::config::RateConfig;
 use crate::limits;
 use crate::mutant::Mutant;
@@ -356,6 +356,8 @@ impl Resource {
         self.save_bitmap(at);
         self.log_resync_end(at, failed);
         let state = if failed == 0 {
+            let volume = Some(self.volumes[at].ix);
+            self.out.push(Action::RunHandler { handler: Handler::AfterResyncTarget, volume });
             State { conn: Conn::Connected, disk: Disk::UpToDate, pdsk: Disk::UpToDate, ..state }
         } else {
             State { conn: Conn::Connected, ..state }

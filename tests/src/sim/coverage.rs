@@ -86,7 +86,7 @@ const RULES: [&str; 21] = [
 ];
 
 /// Actions of the core, one name each.
-const ACTIONS: [&str; 21] = [
+const ACTIONS: [&str; 25] = [
     "OpenDisk",
     "ProbeDisk",
     "CloseDisk",
@@ -106,6 +106,10 @@ const ACTIONS: [&str; 21] = [
     "SetSize",
     "Reply",
     "Handler local-io-error",
+    "Handler initial-split-brain",
+    "Handler split-brain",
+    "Handler pri-on-incon-degr",
+    "Handler after-resync-target",
     "Stop",
     "Leave",
 ];
@@ -218,6 +222,10 @@ pub const fn action_name(action: &Action) -> Option<&'static str> {
         Action::Reply { .. } => "Reply",
         Action::RunHandler { handler, .. } => match handler {
             Handler::LocalIoError => "Handler local-io-error",
+            Handler::InitialSplitBrain => "Handler initial-split-brain",
+            Handler::SplitBrain => "Handler split-brain",
+            Handler::PriOnInconDegr => "Handler pri-on-incon-degr",
+            Handler::AfterResyncTarget => "Handler after-resync-target",
         },
         Action::Stop => "Stop",
         Action::Leave => "Leave",
