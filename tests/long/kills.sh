@@ -51,20 +51,6 @@ load_goes_on() {
 	check "no load has ended" kill -0 "${LOADS[@]}"
 }
 
-# load NAME FILE SIZE: what is read back is checked, until it is interrupted.
-load() {
-	fio --name="$1" --filename="$2" --size="$3" --rw=randwrite --bs=4k --iodepth=4 --direct=1 \
-		--ioengine=io_uring --verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based \
-		--runtime=3000 --output-format=json --output="/tmp/$1.json" 2>"/tmp/$1.err" &
-	LOADS+=($!)
-}
-ended_well() {
-	local file=/tmp/$1.json
-	check "$1: no write failed, nothing read back wrong" same "$(fio_report "$file" '.jobs[0].error')" 0
-	note "$1: $(fio_report "$file" '.jobs[0].read.total_ios') blocks read back, longest write \
-$(fio_report "$file" '.jobs[0].write | .clat_ns.max, .lat_ns.max' | sort -n | tail -n 1 | awk '{ print int($1 / 1e6) }') ms"
-}
-
 # One round of each kind; "mine" and "theirs" are the Primary and the Secondary.
 primary_killed() {
 	[ "$VM_ID" = 2 ] && return
@@ -101,9 +87,9 @@ LOADS=()
 if [ "$VM_ID" = 1 ]; then
 	type_ "mkfs.ext4 -q $(device 0)"
 	type_ "mount $(device 0) /mnt"
-	load r0 /mnt/load 8M
-	load r1 "$(device 1)" 8M
-	load r2 "$(device 2)" 8M
+	start_verified r0 /mnt/load 8 && LOADS+=("$LOAD")
+	start_verified r1 "$(device 1)" 8 && LOADS+=("$LOAD")
+	start_verified r2 "$(device 2)" 8 && LOADS+=("$LOAD")
 fi
 
 for ((round = 1; round <= ROUNDS; round++)); do
@@ -118,10 +104,8 @@ done
 
 step "the end"
 if [ "$VM_ID" = 1 ]; then
-	kill -INT "${LOADS[@]}"
-	wait "${LOADS[@]}"
-	for r in $RESOURCES; do
-		ended_well "$r"
+	for d in 0 1 2; do
+		stop_verified r$d "${LOADS[d]}" 256
 	done
 	check "the kernel saw no I/O error" [ "$(dmesg | grep -cE 'EXT4-fs error|I/O error, dev ublkb[0-9]+, sector [1-9]')" -eq 0 ]
 	type_ "umount /mnt"
