@@ -19,7 +19,8 @@ use crate::context::Paths;
 use crate::engine::{self, Mute};
 use crate::exit::{self, Failure};
 
-/// Time for the answer to a question, which the engine has at hand, and until it takes a connection.
+/// Time for the answer to a question, which the engine has at hand, and until it takes a
+/// connection.
 const QUERY_LIMIT: Duration = Duration::from_secs(5);
 /// Time for the answer to a command that changes something. The engine bounds its own waiting (for
 /// a peer, a disk, a handshake); this is for an engine that hangs.

@@ -13,8 +13,8 @@
 //! the role is given back here.
 //!
 //! The engine of a systemd service is replaced by that service (`systemctl reload`): started from
-//! anywhere else, the new one would not be its process, and the end of the old one would be the end of
-//! the service, which takes the resource down.
+//! anywhere else, the new one would not be its process, and the end of the old one would be the end
+//! of the service, which takes the resource down.
 //!
 //! When the new program fails, requests go on waiting for an engine, so nothing is cleaned up; the
 //! message names the old program.
