@@ -117,7 +117,8 @@ noticed! {
     skip_epoch_flush: SkipEpochFlush, workloads::ONE_AFTER_THE_OTHER, ["DUR-3", "ORD-4", "BM-1"];
     clear_on_send: ClearOnSend, workloads::RESYNC_BREAKS, ["BM-1"];
     rotate_late: RotateLate, workloads::LONE_PRIMARY_DIES, ["GI-1"];
-    answer_old_connection: AnswerOldConnection, workloads::OLD_WRITES_LINGER, ["ORD-7", "BM-1", "RS-1"];
+    answer_old_connection: AnswerOldConnection, workloads::OLD_WRITES_LINGER,
+        ["ORD-7", "BM-1", "RS-1"];
     ignore_failed_flush: IgnoreFailedFlush, workloads::FLUSH_FAILS, ["DUR-5", "RD-1"];
     evict_without_bitmap: EvictWithoutBitmap, workloads::LONE_PRIMARY_DIES, ["BM-2"];
     evict_without_flush: EvictWithoutFlush, workloads::PRIMARY_DIES, ["BM-2"];
