@@ -17,7 +17,7 @@ mod silent;
 mod strangers;
 
 use replication_core::state::{OnNoData, Role};
-use replication_core::units::Span;
+use replication_core::units::{Span, Time};
 use replication_core::wire::ReplicationProtocol;
 
 use crate::sim::coverage::{Coverage, Family};
@@ -75,8 +75,16 @@ pub fn run(case: &Case) -> Outcome {
         }
     }
     let rng = Rng::new(case.seed);
-    let mut run =
-        Run { w: world, rng, plan, size, has_grown: false, has_begun: false, heard: [0; 2] };
+    let mut run = Run {
+        w: world,
+        rng,
+        plan,
+        size,
+        has_grown: false,
+        has_begun: false,
+        heard: [0; 2],
+        held_at: [Time::ZERO; 2],
+    };
     run.w.start_synced();
     if run.plan.kinds.has(Kind::Uneven) {
         run.count(Kind::Uneven);
@@ -105,6 +113,8 @@ struct Run {
     has_begun: bool,
     /// Lines of each node's log that the operator has read.
     heard: [usize; 2],
+    /// When something last held back requests of a node.
+    held_at: [Time; 2],
 }
 
 impl Run {
@@ -164,9 +174,13 @@ impl Run {
                 || node.slowness > 1
                 || is_frozen
                 || node.setup.config.on_no_data == OnNoData::SuspendIo;
-            let oldest = node.host.oldest(self.w.now);
+            if is_held {
+                self.held_at[n] = self.w.now;
+            }
+            // What was held back until now has its time from now on.
+            let oldest = node.host.oldest(self.w.now).min(self.w.now.since(self.held_at[n]));
             assert!(
-                is_held || oldest < PATIENCE,
+                oldest < PATIENCE,
                 "WP-6: node {n} has not answered a request for {} ms: {:?}",
                 oldest.as_ms(),
                 node.host.words(self.w.now)
