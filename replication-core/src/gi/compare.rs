@@ -310,11 +310,18 @@ fn compare_diverged(own: &Uuids, peer: &Uuids) -> Comparison {
         return verdict(Outcome::SplitBrain { bitmaps_usable: true }, 90);
     }
     // Two empty slots count as equal, so that short histories do not pass for unrelated data.
-    let related = own.history.iter().any(|uuid| peer.history.iter().any(|other| uuid.same(*other)));
-    if related {
+    let share = own.history.iter().any(|uuid| peer.history.iter().any(|other| uuid.same(*other)));
+    // The kernel driver looks at the histories only, and takes such a pair for unrelated.
+    if share || counts_from_past_of(own, peer) || counts_from_past_of(peer, own) {
         return verdict(Outcome::SplitBrain { bitmaps_usable: false }, 100);
     }
     verdict(Outcome::Unrelated, 0)
+}
+
+/// Whether the bitmap of one node counts from a generation in the other one's history.
+fn counts_from_past_of(one: &Uuids, other: &Uuids) -> bool {
+    let is_generation = !one.bitmap.same(Uuid::ZERO) && !one.bitmap.same(Uuid::FRESH);
+    is_generation && other.history.iter().any(|uuid| uuid.same(one.bitmap))
 }
 
 #[cfg(test)]

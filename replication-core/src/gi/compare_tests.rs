@@ -160,6 +160,21 @@ fn a_source_that_went_on_is_recognised() {
     assert!(matches!(promoted.outcome, Outcome::SplitBrain { .. }), "it has ended it and gone on");
 }
 
+/// Two nodes that went on alone from W; one of them began a resync in between, of which the other
+/// one never heard, and W has moved into its history: they are no strangers.
+#[test]
+fn an_ancestor_in_a_bitmap_slot_counts() {
+    let went_on = node([V, SYNC, X, W]);
+    let other = node([Y, W, 0, 0]);
+    for got in [judge(&went_on, &other, true, LINK), judge(&other, &went_on, true, LINK)] {
+        assert_eq!(got.outcome, Outcome::SplitBrain { bitmaps_usable: false });
+    }
+    // Every cluster begins with fresh metadata.
+    let stranger = node([Y, 4, 0, 0]);
+    let got = judge(&node([V, W, X, 4]), &stranger, true, LINK);
+    assert_eq!(got.outcome, Outcome::Unrelated);
+}
+
 /// A resync starts from the generation of its target, wherever that is in the past.
 #[test]
 fn a_resync_names_the_generation_of_its_target() {
@@ -222,7 +237,8 @@ fn the_verdict_is_written_as_operators_know_it() {
     }
 }
 
-/// The rules once more, in the order and wording of the notes, with 52 and 53: the oracle.
+/// The rules once more, in the order and wording of the notes, with what was added to 52, 53
+/// and 100: the oracle.
 fn oracle(own: &Node, peer: &Node, resolver: bool, link: Link) -> (i32, u32) {
     let [c, b, h1, h2] = own.uuids.slots().map(|uuid| uuid & !1);
     let [p, q, g1, g2] = peer.uuids.slots().map(|uuid| uuid & !1);
@@ -295,6 +311,9 @@ fn oracle(own: &Node, peer: &Node, resolver: bool, link: Link) -> (i32, u32) {
         return (100, 90);
     }
     if [h1, h2].iter().any(|h| *h == g1 || *h == g2) {
+        return (-100, 100);
+    }
+    if (b != 0 && b != 4 && (b == g1 || b == g2)) || (q != 0 && q != 4 && (q == h1 || q == h2)) {
         return (-100, 100);
     }
     (-1000, 0)

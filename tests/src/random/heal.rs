@@ -110,6 +110,9 @@ impl Run {
     /// is to be done shows when both are apart. A resync that left blocks out begins again.
     fn separate(&mut self) {
         for n in [A, B] {
+            if !self.w.is_alive(n) {
+                continue;
+            }
             let lacks = |w: &World, volume| {
                 let state = w.state(n, volume);
                 let has_ended = state.conn <= Conn::Connected && state.disk < Disk::UpToDate;
