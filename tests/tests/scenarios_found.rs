@@ -739,3 +739,38 @@ fn a_write_that_lost_its_good_copy_goes_on_with_the_next() {
         w.read_all(A, 0);
     }
 }
+
+/// The disk of a source fails while its target is about to take part in the resync: the target's
+/// word that it is Outdated, sent before it heard of that, does not make its data good (ACK-2,
+/// DUR-5). What was written to it then was overwritten by the source's disk later.
+#[test]
+fn a_target_to_be_is_no_good_copy() {
+    for seed in 790..830 {
+        let setup = Setup::with(|s| s.speed.jitter = Span(3_000_000));
+        let mut w = World::new(seed, setup);
+        w.start_synced();
+        w.cut();
+        wait_alone(&mut w, A);
+        w.write(A, 0, 0, 64);
+        w.settle();
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind: Kind::MetaWrite, range: None, times: Some(1), trouble };
+        w.nodes[A].backing[0].data.add_fault(fault);
+        w.heal();
+        let limit = Span::from_secs(60);
+        w.run_until("the failure", limit, |w| w.state(A, 0).disk == Disk::Diskless);
+        let mut numbers = Vec::new();
+        for at in 0..20 {
+            let range = SectorRange { start: at * 64, end: at * 64 + 8 };
+            numbers.extend(w.submit(A, 0, HostOp::Write { fua: false }, range));
+            w.run_for(Span(300_000));
+        }
+        w.run_for(Span::from_secs(1));
+        for number in numbers {
+            assert_eq!(w.answer(A, number), Some(Err(Errno::EIO)), "seed {seed}");
+        }
+        w.must(A, Command::Attach(None));
+        w.wait_synced();
+        w.read_all(A, 0);
+    }
+}

@@ -125,6 +125,10 @@ impl PeerReport {
             // A late report from a resync that has ended here already.
             peer_disk = Disk::UpToDate;
         }
+        if self.is_target_without_source() && peer_disk > Disk::Inconsistent {
+            // It has not heard yet that the source's disk is gone; then it is Inconsistent.
+            peer_disk = Disk::Inconsistent;
+        }
         let conn = if packet.conn == Conn::Ahead {
             Conn::Behind
         } else if old.conn == Conn::WFReportParams {
@@ -141,6 +145,37 @@ impl PeerReport {
             && peer_disk == Disk::UpToDate
             && self.old.conn > Conn::Connected
             && self.old.disk == Disk::UpToDate
+    }
+
+    /// Whether the peer takes part in a resync for which this node has no disk any more.
+    fn is_target_without_source(&self) -> bool {
+        let is_target = match self.packet.conn {
+            Conn::StartingSyncT
+            | Conn::WFBitMapT
+            | Conn::WFSyncUUID
+            | Conn::SyncTarget
+            | Conn::PausedSyncT => true,
+            Conn::StandAlone
+            | Conn::Disconnecting
+            | Conn::Unconnected
+            | Conn::Timeout
+            | Conn::BrokenPipe
+            | Conn::NetworkFailure
+            | Conn::ProtocolError
+            | Conn::TearDown
+            | Conn::WFConnection
+            | Conn::WFReportParams
+            | Conn::Connected
+            | Conn::StartingSyncS
+            | Conn::WFBitMapS
+            | Conn::SyncSource
+            | Conn::VerifyS
+            | Conn::VerifyT
+            | Conn::PausedSyncS
+            | Conn::Ahead
+            | Conn::Behind => false,
+        };
+        is_target && self.old.conn == Conn::Connected && self.old.disk < Disk::Inconsistent
     }
 
     fn needs_handshake(&self) -> bool {
