@@ -423,6 +423,7 @@ impl World {
             }
             let became_equal = old.is_some_and(|old| old.disk < DiskState::UpToDate)
                 && new.disk == DiskState::UpToDate
+                && new.pdsk == DiskState::UpToDate
                 && new.conn >= Conn::Connected;
             if became_equal {
                 self.histories_meet(volume);
