@@ -266,7 +266,7 @@ impl Run {
     pub(super) fn restart_with_other_options(&mut self) {
         let Some(n) = [A, B].into_iter().find(|n| !self.w.is_alive(*n)) else { return };
         self.count(Kind::RestartOptions);
-        let slots = u16::try_from(self.rng.between(1, 9)).expect("small");
+        let slots = u16::try_from(self.rng.between(2, 9)).expect("small");
         let passes_on = self.rng.chance(50);
         for volume in &mut self.w.nodes[n].setup.config.volumes {
             volume.disk.al_extents = slots;
