@@ -292,7 +292,9 @@ impl World {
                 self.since_sync[volume].alone.insert(n);
             }
         }
-        if state.conn < Conn::Connected && !self.was_mirrored[volume] {
+        // With a disk that is no good copy, the peer has confirmed it before the connection was lost.
+        let is_alone = state.conn < Conn::Connected && !self.was_mirrored[volume];
+        if is_alone && state.disk == DiskState::UpToDate {
             self.wrote_apart(n, volume);
         }
         if state.disk != DiskState::UpToDate {
