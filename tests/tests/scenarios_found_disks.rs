@@ -114,3 +114,35 @@ fn a_grown_disk_is_looked_at_after_the_resync() {
     w.restart(B);
     w.wait_synced();
 }
+
+/// A node whose data is given up is Inconsistent until a resync from the peer has ended, although
+/// the connection is lost before that begins and both are of the same generation. It was taken for
+/// equal after the next handshake, with other data than its peer (BM-1, RS-1).
+#[test]
+fn data_that_was_given_up_is_not_equal() {
+    let mut lost_before = 0;
+    for (seed, dies) in (840..870).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let setup = Setup::with(|s| s.speed.jitter = Span(3_000_000));
+        let mut w = World::new(seed, setup);
+        w.start_synced();
+        w.since_sync[0].troubled = true;
+        w.tell(B, Command::InvalidateRemote(None));
+        let limit = Span::from_secs(60);
+        w.run_until("it is given up", limit, |w| w.state(A, 0).disk < Disk::UpToDate);
+        w.cut();
+        wait_alone(&mut w, A);
+        wait_alone(&mut w, B);
+        let generation = |n: usize| w.status(n).volumes[0].uuids[0] | 1;
+        lost_before += usize::from(generation(A) == generation(B));
+        // Refused, but written to the disk that is no good copy.
+        w.nodes[A].backing[0].data.write(0, &[0x77; 4096], true);
+        if dies {
+            w.kill(A);
+            w.restart(A);
+        }
+        w.heal();
+        w.wait_synced();
+        w.check_equal(0);
+    }
+    assert!(lost_before > 0, "some resyncs had not begun");
+}

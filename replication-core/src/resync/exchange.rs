@@ -230,6 +230,13 @@ impl Resource {
         let Some(disk) = volume.disk.as_mut() else { return };
         disk.bitmap.set_all();
         disk.failed_blocks = 0;
+        let state = volume.state;
+        if state.conn == Conn::StartingSyncT {
+            // Its data is given up. It may be of the peer's generation: should the resync not
+            // begin, Outdated would count as equal after the next handshake (BM-1, RS-1).
+            let state = State { disk: Disk::Inconsistent, ..state };
+            self.set_state(at, state, "full sync");
+        }
         self.push_meta(at, MetaTask::Superblock);
         self.push_meta(at, MetaTask::Bitmap);
         self.push_meta(at, MetaTask::Then(After::FullSyncSet));
