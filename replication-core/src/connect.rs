@@ -274,6 +274,12 @@ impl Link {
         wire::decode(self.stream(sock, header.command), header, fixed, &self.agreed())
     }
 
+    /// Looks for the peer as soon as nothing of the connection before is left.
+    pub(crate) const fn begin_anew(&mut self) {
+        self.phase = Phase::Leaving;
+        self.then = Then::Reconnect;
+    }
+
     fn is_up(&self) -> bool {
         !matches!(self.phase, Phase::Down | Phase::Leaving | Phase::Pause { .. })
     }

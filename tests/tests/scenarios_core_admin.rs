@@ -265,3 +265,28 @@ fn a_changed_policy_suspends_io() {
     w.run_until("the answer", Span::from_secs(60), |w| w.answer(A, write).is_some());
     assert_eq!(w.answer(A, write), Some(Ok(())));
 }
+
+/// A connection is given up while a dial is under way, and wanted again while the socket that it
+/// led to is closing: the node waits for that. It ended with an assertion.
+#[test]
+fn a_late_socket_does_not_disturb_the_next_connection() {
+    for (before, after) in (0..12).flat_map(|before| (0..5).map(move |after| (before, after))) {
+        let mut w = World::new(1301, Setup::default());
+        w.start_synced();
+        w.must(B, Command::Disconnect { force: true });
+        w.run_until("the loss", Span::from_secs(30), |w| w.conn(A) < Conn::Connected);
+        w.must(B, Command::Connect { discard_my_data: false });
+        for _ in 0..before {
+            w.step();
+        }
+        w.must(B, Command::Disconnect { force: true });
+        for _ in 0..after {
+            w.step();
+        }
+        w.must(B, Command::Connect { discard_my_data: false });
+        if w.conn(A) == Conn::StandAlone {
+            w.must(A, Command::Connect { discard_my_data: false });
+        }
+        w.wait_synced();
+    }
+}

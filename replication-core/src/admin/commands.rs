@@ -33,7 +33,9 @@ impl Resource {
         self.link.discard_my_data = discard_my_data;
         self.link.split_brain = false;
         self.set_link_state(Conn::Unconnected, "connect");
-        self.start_connecting();
+        // A socket that was dialled for the connection before may still be closing.
+        self.link.begin_anew();
+        self.run_link();
     }
 
     pub(super) fn step_attach(&mut self, job: &mut Job) -> Outcome {
