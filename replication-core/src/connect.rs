@@ -276,8 +276,7 @@ impl Link {
 
     /// Looks for the peer as soon as nothing of the connection before is left.
     pub(crate) const fn begin_anew(&mut self) {
-        self.phase = Phase::Leaving;
-        self.then = Then::Reconnect;
+        (self.phase, self.then) = (Phase::Leaving, Then::Reconnect);
     }
 
     fn is_up(&self) -> bool {
@@ -645,10 +644,7 @@ impl Resource {
 
     /// Ends the leaving of a connection when nothing of it is left.
     pub(crate) fn run_link(&mut self) {
-        if self.link.phase != Phase::Leaving {
-            return;
-        }
-        if !self.link.closing.is_empty() {
+        if self.link.phase != Phase::Leaving || !self.link.closing.is_empty() {
             return;
         }
         self.fail_remote_reads();
