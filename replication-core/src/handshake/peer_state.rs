@@ -149,32 +149,14 @@ impl PeerReport {
 
     /// Whether the peer takes part in a resync for which this node has no disk any more.
     fn is_target_without_source(&self) -> bool {
-        let is_target = match self.packet.conn {
+        let is_target = matches!(
+            self.packet.conn,
             Conn::StartingSyncT
-            | Conn::WFBitMapT
-            | Conn::WFSyncUUID
-            | Conn::SyncTarget
-            | Conn::PausedSyncT => true,
-            Conn::StandAlone
-            | Conn::Disconnecting
-            | Conn::Unconnected
-            | Conn::Timeout
-            | Conn::BrokenPipe
-            | Conn::NetworkFailure
-            | Conn::ProtocolError
-            | Conn::TearDown
-            | Conn::WFConnection
-            | Conn::WFReportParams
-            | Conn::Connected
-            | Conn::StartingSyncS
-            | Conn::WFBitMapS
-            | Conn::SyncSource
-            | Conn::VerifyS
-            | Conn::VerifyT
-            | Conn::PausedSyncS
-            | Conn::Ahead
-            | Conn::Behind => false,
-        };
+                | Conn::WFBitMapT
+                | Conn::WFSyncUUID
+                | Conn::SyncTarget
+                | Conn::PausedSyncT
+        );
         is_target && self.old.conn == Conn::Connected && self.old.disk < Disk::Inconsistent
     }
 
