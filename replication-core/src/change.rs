@@ -14,7 +14,7 @@ use crate::mutant::Mutant;
 use crate::resource::Resource;
 use crate::state::{Conn, Disk, Role, Rules, State, log_line, peer_was_forced, sanitize};
 use crate::units::Sector;
-use crate::volume::{After, MetaTask};
+use crate::volume::{After, BegunGeneration, MetaTask};
 use crate::wire::Packet;
 
 impl Resource {
@@ -144,8 +144,9 @@ impl Resource {
         let written = new.role == Role::Primary || new.peer == Role::Primary;
         let peer_writes_here =
             new.pdsk < Disk::Inconsistent && old.peer != Role::Primary && new.peer == Role::Primary;
-        // A disk that comes back to a Primary which is alone: the peer may have gone on since.
-        let is_back = old.disk != Disk::UpToDate && new.role == Role::Primary && !has;
+        // A disk that comes back to a Primary, here or at the peer, and is its only one: the other
+        // disk may have gone on before, and misses what is written from now on.
+        let is_back = old.disk != Disk::UpToDate && written && !has;
         let wanted = (lost && written) || peer_writes_here || is_back;
         if !wanted || new.disk != Disk::UpToDate {
             return;
@@ -165,7 +166,9 @@ impl Resource {
         let volume = &mut self.volumes[at];
         let is_primary = volume.state.role == Role::Primary;
         let Some(disk) = volume.disk.as_mut() else { return };
+        let before = disk.uuids;
         disk.uuids.rotate_new_current(random, is_primary);
+        volume.begun = Some(BegunGeneration { current: disk.uuids.current, before });
         let text = format!("new current UUID: {}", disk.uuids.current);
         let ix = volume.ix;
         self.log(Level::Info, Scope::Device(ix), text);

@@ -301,12 +301,14 @@ impl Resource {
 
     pub(crate) fn on_meta_page(&mut self, ix: VolumeIx, result: Result<(), Errno>) {
         let at = ix.at();
-        if let Some(disk) = self.volumes[at].disk.as_mut() {
+        let volume = &mut self.volumes[at];
+        if let Some(disk) = volume.disk.as_mut() {
             assert!(disk.meta.in_flight > 0, "every page is answered once");
             disk.meta.in_flight -= 1;
             let is_superblock = disk.meta.tasks.front() == Some(&MetaTask::Superblock);
             if is_superblock && result.is_ok() {
                 disk.durable_uuid = Uuid(disk.superblock.uuids.current);
+                volume.begun = volume.begun.filter(|begun| !begun.current.same(disk.durable_uuid));
             }
         }
         let is_ignored = self.mutant.is_on(Mutant::IgnoreFailedMetadata);

@@ -185,6 +185,16 @@ impl LocalDisk {
     }
 }
 
+/// A generation that may be on disk or not. Nothing is submitted or acknowledged in it (GI-1): should
+/// the disk fail over it, its data is still that of the one before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BegunGeneration {
+    /// Its identifier.
+    pub(crate) current: Uuid,
+    /// The identifiers before it.
+    pub(crate) before: Uuids,
+}
+
 /// Counters of a volume for status outputs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counters {
@@ -210,6 +220,8 @@ pub(crate) struct Volume {
     pub(crate) size: Sector,
     /// Current identifier of the data that is being served without a local disk.
     pub(crate) exposed_uuid: Uuid,
+    /// The generation that was begun last, until it is known to be on disk.
+    pub(crate) begun: Option<BegunGeneration>,
     pub(crate) peer_uuids: Option<PeerUuids>,
     pub(crate) peer_sizes: Option<PeerSizes>,
     /// The device sizes of both nodes allow it to grow: sync the new part once connected.
@@ -257,6 +269,7 @@ impl Volume {
             disk: None,
             size: Sector(0),
             exposed_uuid: Uuid::ZERO,
+            begun: None,
             peer_uuids: None,
             peer_sizes: None,
             resync_after_grow: false,

@@ -148,7 +148,10 @@ impl Resource {
             found.uuids.history[0],
             found.uuids.history[1],
         ]);
-        disk.durable_uuid = Uuid(found.uuids.current);
+        if let Some(begun) = volume.begun.filter(|begun| begun.current.same(disk.uuids.current)) {
+            disk.uuids = begun.before;
+        }
+        disk.durable_uuid = disk.uuids.current;
         disk.superblock = found;
         disk.stage = Stage::Log;
         disk.read_cursor = 0;

@@ -1,0 +1,52 @@
+//! A Primary that serves its peer's data and takes its own disk back: that disk follows the data in
+//! use, whatever its superblock says (DUR-5, RD-1).
+
+use replication_core::control::Command;
+use replication_core::state::Disk;
+use replication_core::units::{Errno, Span};
+use tests::sim::disk::{Fault, Kind, Trouble};
+use tests::sim::setup::Setup;
+use tests::sim::{A, B, World};
+
+/// The first volume's current generation on the disk of a node, without the role.
+fn on_disk(w: &World, n: usize) -> u64 {
+    w.on_disk(n, 0).expect("the superblock is whole").superblock.uuids.current & !1
+}
+
+/// A write of A's metadata fails, which may have got to the disk all the same, after `pass` writes
+/// that succeed; B goes away for it, so that the write is the one of a new generation.
+fn begins_a_generation_that_fails(w: &mut World) -> bool {
+    let shared = on_disk(w, A);
+    let trouble = Trouble::Fail(Errno::EIO);
+    let fault = Fault { kind: Kind::MetaWrite, range: None, times: Some(1), trouble };
+    w.nodes[A].backing[0].meta_disk_mut().add_fault(fault);
+    w.disk_failed(B, 0);
+    w.must(B, Command::Detach { volume: None, force: true });
+    w.disk_failed(A, 0);
+    let limit = Span::from_secs(10);
+    w.run_until("A's disk fails", limit, |w| w.state(A, 0).disk == Disk::Diskless);
+    on_disk(w, A) != shared
+}
+
+/// A generation was begun on the Primary's disk, and failed with it; nothing was acknowledged in it.
+/// The data in use went on at the peer. The old disk was taken for newer, and overwrote it.
+#[test]
+fn a_generation_that_failed_is_not_newer() {
+    let mut reached_the_disk = 0;
+    for seed in 800..820 {
+        let mut w = World::new(seed, Setup::default());
+        w.start_synced();
+        w.write(A, 0, 0, 64);
+        w.settle();
+        reached_the_disk += u32::from(begins_a_generation_that_fails(&mut w));
+        w.must(B, Command::Attach(None));
+        let limit = Span::from_secs(10);
+        w.run_until("B is back", limit, |w| w.state(A, 0).pdsk == Disk::UpToDate);
+        w.write(A, 0, 32, 64);
+        w.must(A, Command::Attach(None));
+        w.wait_synced();
+        w.check_equal(0);
+        w.read_all(A, 0);
+    }
+    assert!((1..20).contains(&reached_the_disk), "{reached_the_disk} of 20");
+}
