@@ -152,10 +152,15 @@ impl Body<'_> {
             sector: self.range(len)?,
             block_id: BlockId(ne64(self.bytes, 8)),
             seq: be32(self.bytes, 16),
-            flags: DpFlags(be32(self.bytes, 20)),
+            flags: self.write_flags(),
             digest: self.digest(),
             len,
         })
+    }
+
+    /// The flags of a write, as far as the agreed version has them.
+    fn write_flags(&self) -> DpFlags {
+        DpFlags(be32(self.bytes, 20)).for_version(self.agreed.version)
     }
 
     fn range_header(&self) -> Result<RangeHeader, DecodeError> {
@@ -164,7 +169,7 @@ impl Body<'_> {
             sector: self.filled_range(size, self.agreed.max_discard())?,
             block_id: BlockId(ne64(self.bytes, 8)),
             seq: be32(self.bytes, 16),
-            flags: DpFlags(be32(self.bytes, 20)),
+            flags: self.write_flags(),
             size,
         })
     }

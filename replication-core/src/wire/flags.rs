@@ -40,7 +40,8 @@ macro_rules! flag_set {
 }
 
 flag_set! {
-    /// The flags of a mirrored write (protocol notes, section 10.1). Unknown bits are kept.
+    /// The flags of a mirrored write (protocol notes, section 10.1).
+    /// From version 100 on, unknown bits are kept.
     DpFlags(u32) {
         /// Hint: somebody waits for this write.
         RW_SYNC = 2,
@@ -66,7 +67,7 @@ flag_set! {
 }
 
 impl DpFlags {
-    /// The flags that exist in a protocol version; the others are not sent.
+    /// The flags that exist in a protocol version; the others are neither sent nor taken.
     #[must_use]
     pub const fn for_version(self, version: u32) -> Self {
         let acks = Self::SEND_RECEIVE_ACK.0 | Self::SEND_WRITE_ACK.0;
