@@ -3,7 +3,8 @@
 
 use replication_core::control::Command;
 use replication_core::state::{Conn, Disk};
-use replication_core::units::{Sector, Span};
+use replication_core::units::{Errno, Sector, Span};
+use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::setup::{MIB, Setup};
 use tests::sim::{A, B, World};
 
@@ -70,6 +71,54 @@ fn a_disk_that_waits_for_the_peer_is_not_in_use() {
     w.must(A, Command::Attach(None));
     w.wait_synced();
     w.read_all(A, 0);
+}
+
+/// The disk of a Primary fails with the write of its new generation, which may be there all the same,
+/// and its peer, which had no disk at that moment, attaches one and serves it: that begins a
+/// generation, because from then on the Primary's disk lacks what is written (GI-1). Both disks
+/// counted as equal otherwise, or the one that had failed as the newer one, and its old data
+/// replaced what had been acknowledged (DUR-5).
+#[test]
+fn a_disk_that_begins_to_serve_a_bare_primary_begins_a_generation() {
+    let mut ahead = 0;
+    let seeds = 870..878;
+    for seed in seeds.clone() {
+        let mut w = World::new(seed, Setup::default());
+        w.start_synced();
+        w.write(A, 0, 0, 8);
+        w.settle();
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind: Kind::MetaWrite, range: None, times: Some(1), trouble };
+        w.nodes[A].backing[0].data.add_fault(fault);
+        w.cut();
+        let limit = Span::from_secs(30);
+        w.run_until("a lost disk", limit, |w| w.state(A, 0).disk == Disk::Diskless);
+        wait_alone(&mut w, B);
+        w.disk_failed(B, 0);
+        w.must(B, Command::Detach { volume: None, force: false });
+        w.heal();
+        w.wait_connected();
+        w.must(B, Command::Attach(None));
+        w.run_until("a good copy", limit, |w| w.state(A, 0).pdsk == Disk::UpToDate);
+        w.write(A, 0, 0, 8);
+        w.settle();
+        w.kill(A);
+        let [own, peer] = [A, B].map(|n| w.on_disk(n, 0).expect("a disk").superblock.uuids);
+        w.restart(A);
+        let has_begun = own.bitmap != 0;
+        if has_begun {
+            ahead += 1;
+            w.run_until("the split brain is seen", limit, |w| {
+                [A, B].iter().all(|n| w.status(*n).split_brain && w.conn(*n) == Conn::StandAlone)
+            });
+            w.must(A, Command::Connect { discard_my_data: true });
+            w.must(B, Command::Connect { discard_my_data: false });
+        }
+        w.wait_synced();
+        assert!(own.current | 1 != peer.current | 1, "the generation is not a common one");
+    }
+    let all = seeds.count();
+    assert!(0 < ahead && ahead < all, "the failed write was kept in {ahead} of {all} runs");
 }
 
 /// A size that only one of the disks has is refused with the size that both have.
