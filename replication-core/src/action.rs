@@ -1,8 +1,9 @@
 //! What the core wants done: its only output.
 //!
-//! Actions may be carried out in any order and at the same time, with two exceptions: the `Send`s
-//! of one socket leave in the order in which they were given, and a `Close` comes after the
-//! `Send`s before it were given up or sent. An action never says "and then".
+//! Actions may be carried out in any order and at the same time, with three exceptions: the `Send`s
+//! of one socket leave in the order in which they were given, a `Close` comes after the `Send`s
+//! before it were given up or sent, and `Stop` or `Leave` is the last action of the event that led
+//! to it. An action never says "and then".
 
 use crate::control::{Refusal, Reply};
 use crate::event::{CommandId, DialId, HostTag, OpId, SockId, VolumeIx};
@@ -211,7 +212,9 @@ pub enum Action {
         /// What about; none: the whole resource.
         volume: Option<VolumeIx>,
     },
-    /// Everything is put away: the process may end.
+    /// Everything is put away, and every request of the host that could be answered is: the process
+    /// may end. What is handed in until it has is answered as by a node without disk and peer, and
+    /// commands are refused.
     Stop,
     /// The process ends now, like one that was killed: the devices stay, with every request that
     /// was not answered, for the next one.

@@ -37,8 +37,20 @@ pub(crate) struct Admin {
     asked: Option<Asked>,
     /// Earlier questions whose command was given up before the answer came, oldest first.
     abandoned: VecDeque<Asked>,
-    /// The process is to end after the answer.
-    end: Option<End>,
+    /// Whether the process is to end.
+    ending: Ending,
+}
+
+/// How far the end of the process has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Ending {
+    /// It goes on.
+    #[default]
+    No,
+    /// No command is begun any more. The driver is told when nothing else is to be done.
+    Due(End),
+    /// The driver was told.
+    Told(End),
 }
 
 /// How the process is to end.
@@ -125,6 +137,10 @@ fn failure(code: i32, text: impl Into<String>, advice: &str) -> Refusal {
     Refusal { code, exit: 10, text: text.into(), advice: advice.to_owned() }
 }
 
+fn engine_is_ending() -> Refusal {
+    failure(0, "the engine is ending", "start it again: up")
+}
+
 fn held_open(holder: &str) -> Refusal {
     Refusal { text: format!("{}: {holder}", Refused::DeviceInUse), ..refusal(Refused::DeviceInUse) }
 }
@@ -145,6 +161,10 @@ impl Resource {
         if command == Command::Status {
             let status = Reply::Status(Box::new(self.status(self.now)));
             self.out.push(Action::Reply { id, result: Ok(status) });
+            return;
+        }
+        if self.is_ending() {
+            self.out.push(Action::Reply { id, result: Err(engine_is_ending()) });
             return;
         }
         if is_forced(&command) && !self.is_upgrading() {
@@ -189,7 +209,7 @@ impl Resource {
 
     /// Goes on with the command under way, and with the next one.
     pub(crate) fn run_admin(&mut self) {
-        while !self.has_left() {
+        while !self.is_ending() {
             let mut job = match self.admin.job.take() {
                 Some(job) => job,
                 None => match self.next_job() {
@@ -240,20 +260,28 @@ impl Resource {
         if id != NOBODY {
             self.out.push(Action::Reply { id, result });
         }
-        if self.admin.end.is_some() {
+        if self.is_ending() {
             // What waits behind the last command is not begun any more.
             for (id, _) in std::mem::take(&mut self.admin.queue) {
                 if id != NOBODY {
-                    let refusal = failure(0, "the engine is ending", "start it again: up");
-                    self.out.push(Action::Reply { id, result: Err(refusal) });
+                    self.out.push(Action::Reply { id, result: Err(engine_is_ending()) });
                 }
             }
         }
-        match self.admin.end {
-            Some(End::Stop) => self.out.push(Action::Stop),
-            Some(End::Leave) => self.out.push(Action::Leave),
-            None => {}
-        }
+    }
+
+    fn is_ending(&self) -> bool {
+        self.admin.ending != Ending::No
+    }
+
+    /// The last word: tells the driver, once, that the process may end.
+    pub(crate) fn tell_end(&mut self) {
+        let Ending::Due(end) = self.admin.ending else { return };
+        self.admin.ending = Ending::Told(end);
+        self.out.push(match end {
+            End::Stop => Action::Stop,
+            End::Leave => Action::Leave,
+        });
     }
 
     fn next_job(&mut self) -> Option<Job> {

@@ -302,6 +302,7 @@ impl Resource {
         }
         self.on_timers();
         self.settle();
+        self.tell_end();
         std::mem::swap(&mut self.out, out);
     }
 

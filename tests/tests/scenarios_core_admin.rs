@@ -244,6 +244,29 @@ fn suspended_requests_are_not_waited_for() {
     w.read_all(A, 0);
 }
 
+/// A forced `down` meets a write that waits for one to the same place, which only the peer was to
+/// take: both fail, and only then the process may end (ACK-3). The second one was answered after the
+/// word that everything is put away.
+#[test]
+fn the_end_is_the_last_word() {
+    let mut w = World::new(1124, Setup::default());
+    w.start_synced();
+    w.must(A, Command::Detach { volume: None, force: false });
+    w.disk_failed(A, 0);
+    w.settle();
+    let range = SectorRange { start: 0, end: 8 };
+    for _ in 0..2 {
+        w.submit(A, 0, HostOp::Write { fua: false }, range).unwrap();
+    }
+    // The system has taken the first one, and gives its memory back.
+    w.run_for(Span(100_000));
+    let errors = w.nodes[A].host.errors;
+    let down = w.tell(A, Command::Down { holder: None, force: true });
+    assert!(!w.is_alive(A), "nothing has to be waited for");
+    assert_eq!(w.reply(A, down), Some(Ok(Reply::Done)));
+    assert_eq!(w.nodes[A].host.errors, errors + 2);
+}
+
 /// A Primary without good data freezes at once when the policy is changed to that, and says so. Its
 /// requests waited, but the status did not show it.
 #[test]

@@ -3,7 +3,7 @@
 //! A step looks at the state, does what is possible, and says whether it has to wait; it is called
 //! again after every event.
 
-use super::{End, Job, Outcome, Phase, failure, held_open, refusal, requests_suspended};
+use super::{End, Ending, Job, Outcome, Phase, failure, held_open, refusal, requests_suspended};
 use crate::action::{Level, Scope};
 use crate::config::ResourceConfig;
 use crate::connect::Then;
@@ -576,7 +576,7 @@ impl Resource {
                 for at in 0..self.volumes.len() {
                     self.set_size(at, Sector(0));
                 }
-                self.admin.end = Some(End::Stop);
+                self.admin.ending = Ending::Due(End::Stop);
                 Outcome::Done(Reply::Done)
             }
         }

@@ -16,7 +16,7 @@
 //! All of it has [`LIMIT`]. After that the process ends as it is, as if killed; what it has done
 //! until then is right for a crash at any moment.
 
-use super::{End, Job, Outcome, Phase, failure};
+use super::{End, Ending, Job, Outcome, Phase, failure};
 use crate::action::{Level, Scope};
 use crate::control::{Command, Reply};
 use crate::resource::Resource;
@@ -36,7 +36,7 @@ impl Resource {
 
     /// Whether the driver was told to end the process: nothing is begun any more.
     pub(crate) fn has_left(&self) -> bool {
-        self.admin.end == Some(End::Leave)
+        matches!(self.admin.ending, Ending::Due(End::Leave) | Ending::Told(End::Leave))
     }
 
     pub(super) fn step_upgrade(&mut self, job: &mut Job) -> Outcome {
@@ -139,7 +139,7 @@ impl Resource {
     }
 
     fn leave(&mut self) -> Outcome {
-        self.admin.end = Some(End::Leave);
+        self.admin.ending = Ending::Due(End::Leave);
         Outcome::Done(Reply::Done)
     }
 }

@@ -460,9 +460,8 @@ impl World {
     }
 
     fn carry_out(&mut self, n: usize, action: Action) {
-        let may_follow_stop = matches!(action, Action::Log { .. });
-        let has_stopped = self.nodes[n].resource.is_none();
-        assert!(!has_stopped || may_follow_stop, "node {n} has stopped, and then wants {action:?}");
+        let has_ended = self.nodes[n].resource.is_none();
+        assert!(!has_ended, "the end is the last word, but then node {n} wants {action:?}");
         match action {
             Action::OpenDisk { id, volume } => self.submit_job(n, id, volume, Work::Open),
             Action::ProbeDisk { id, volume } => self.submit_job(n, id, volume, Work::Probe),
