@@ -4,7 +4,7 @@ use replication_core::control::Command;
 use replication_core::state::{Conn, Disk};
 use replication_core::units::{Errno, SectorRange, Span};
 
-use super::{Kind, Run};
+use super::{Kind, Promotion, Run};
 use crate::sim::disk::{Cut, Fault, Kind as Access, Trouble};
 use crate::sim::{A, B, Load};
 
@@ -340,10 +340,22 @@ impl Run {
             return;
         }
         let n = self.any_node();
-        let is_stale = self.w.stale[n].contains(&true) && !self.is_careless();
-        if self.is_ready(n) && !is_stale {
+        let is_unfit = self.w.stale[n].contains(&true) || self.may_become_primary(1 - n);
+        if self.is_ready(n) && (!is_unfit || self.is_careless()) {
             self.take_over(n);
         }
+    }
+
+    /// Whether a promotion of the node was asked for and is not answered: what it waits for may be
+    /// the end of the connection, and then it goes on alone. A careful operator waits for the
+    /// answer, or for the end of the process, before he promotes the other node.
+    fn may_become_primary(&self, n: usize) -> bool {
+        self.promoting.is_some_and(|Promotion { node, incarnation, command }| {
+            node == n
+                && self.w.is_alive(n)
+                && self.w.nodes[n].incarnation == incarnation
+                && self.w.reply(n, command).is_none()
+        })
     }
 
     /// Promotes a node that cannot reach the other one, whatever that one does.
@@ -377,6 +389,9 @@ impl Run {
                 }
             }
         }
-        self.command(n, Command::Primary { force: false });
+        if let Some(command) = self.command(n, Command::Primary { force: false }) {
+            let incarnation = self.w.nodes[n].incarnation;
+            self.promoting = Some(Promotion { node: n, incarnation, command });
+        }
     }
 }

@@ -82,6 +82,7 @@ pub fn run(case: &Case) -> Outcome {
         size,
         has_grown: false,
         has_begun: false,
+        promoting: None,
         heard: [0; 2],
         held_at: [Time::ZERO; 2],
     };
@@ -103,6 +104,15 @@ pub fn run(case: &Case) -> Outcome {
     run.outcome()
 }
 
+/// A promotion that the operator has asked for.
+#[derive(Clone, Copy, Debug)]
+struct Promotion {
+    node: usize,
+    /// Of the process that was asked.
+    incarnation: u32,
+    command: u64,
+}
+
 struct Run {
     w: World,
     rng: Rng,
@@ -111,6 +121,8 @@ struct Run {
     has_grown: bool,
     /// The operator has begun a generation since both nodes were in sync.
     has_begun: bool,
+    /// The last promotion that the operator has asked for.
+    promoting: Option<Promotion>,
     /// Lines of each node's log that the operator has read.
     heard: [usize; 2],
     /// When something last held back requests of a node.

@@ -19,9 +19,10 @@ impl Run {
         self.is_ready(n).then(|| self.w.tell(n, command))
     }
 
-    /// A command of the operator; whether it is refused does not matter here.
-    pub(super) fn command(&mut self, n: usize, command: Command) {
-        let Some(id) = self.tell(n, command) else { return };
+    /// A command of the operator; whether it is refused does not matter here. Its number, if the
+    /// node could take it.
+    pub(super) fn command(&mut self, n: usize, command: Command) -> Option<u64> {
+        let id = self.tell(n, command)?;
         if self.rng.chance(80) {
             // Some commands wait for a repair.
             for _ in 0..10 {
@@ -31,6 +32,7 @@ impl Run {
                 self.w.run_for(Span::from_secs(1));
             }
         }
+        Some(id)
     }
 
     /// All volumes, one of them, or one that does not exist.
