@@ -456,7 +456,8 @@ mod tests {
     use replication_core::units::{Errno, SectorRange, Span};
     use replication_core::wire::ReplicationProtocol;
 
-    use super::super::disk::{Fault, Kind, Trouble};
+    use super::super::disk::{Cut, Fault, Kind, Trouble};
+    use super::super::ledger::{Content, recognise};
     use super::super::setup::Setup;
     use super::*;
 
@@ -530,5 +531,35 @@ mod tests {
             w.wait_synced();
         }
         assert!(lost > 0, "the write was lost at least once");
+    }
+
+    /// A Primary that is the target of a resync reads what both nodes have written, after its source
+    /// has lost power and before it knows: the only good copy comes back without it, as a single disk
+    /// would, and that is no finding. What was flushed is there.
+    #[test]
+    fn what_a_target_reads_does_not_outlive_the_power_of_its_source() {
+        let slow = |s: &mut Setup| s.disk(|disk| disk.rate.max_rate_kib = 400);
+        let mut w = World::new(21, Setup::with(slow));
+        w.start_synced();
+        w.disk_failed(A, 0);
+        w.must(A, Command::Invalidate(None));
+        let limit = Span::from_secs(10);
+        w.run_until("a target", limit, |w| w.conn(A) == Conn::SyncTarget);
+        let (flushed, cached) = (8000, 8008);
+        w.write(A, 0, flushed, 8);
+        w.flush(A, 0);
+        w.write(A, 0, cached, 8);
+        w.power_cut(B, Cut::LoseAll);
+        w.read(A, 0, flushed, 16);
+        w.run_until("the loss", limit, |w| w.conn(A) < Conn::Connected);
+        let range = SectorRange { start: cached, end: cached + 8 };
+        let again = w.request(A, 0, HostOp::Read, range);
+        assert!(again.is_err(), "nobody has it for certain (RD-2): {again:?}");
+        w.restart(B);
+        w.wait_synced();
+        w.read_all(A, 0);
+        let disk = &w.nodes[A].backing[0].data;
+        assert_eq!(recognise(disk.sector(flushed), 0, flushed), Content::Version(1));
+        assert_eq!(recognise(disk.sector(cached), 0, cached), Content::Zeroes);
     }
 }

@@ -267,7 +267,21 @@ impl World {
         self.stale[n][volume] && submitted < self.lost_power_at[1 - n]
     }
 
+    /// Whether a read tells nothing about what the good copy holds. With a disk that is none, a
+    /// Primary reads its peer's data, or what it has written to both disks. The peer has lost power,
+    /// and with it what was in its cache: the only good copy is as safe as a single disk, and only a
+    /// flush, which waits for it, makes a write safe there (DUR-1). Until the Primary notices the
+    /// loss it still returns what it has; then it marks whatever the peer has not confirmed as
+    /// durable, and returns it no more (RD-2). What is read after that binds again.
+    fn reads_what_lost_power(&self, n: usize, volume: usize, submitted: u64) -> bool {
+        let (begin, end) = self.connected[n][volume];
+        self.state(n, volume).disk != DiskState::UpToDate
+            && self.lost_power_at[1 - n] > begin
+            && end.is_none_or(|end| submitted < end)
+    }
+
     fn check_read(&mut self, n: usize, volume: u8, tag: u16, request: &Outstanding, now: u64) {
+        let binds = !self.reads_what_lost_power(n, usize::from(volume), request.moment);
         let start = self.slot_bytes(n, usize::from(volume), tag).start;
         let length = usize::try_from(request.range.bytes()).expect("a small request");
         let bytes = self.nodes[n].arena[start..start + length].to_vec();
@@ -275,7 +289,9 @@ impl World {
             if let Err(why) = self.ledger.check(volume, sector, part, request.moment) {
                 panic!("read on node {n} (RD-1): {why}");
             }
-            self.ledger.seen(volume, sector, part, (request.moment, now));
+            if binds {
+                self.ledger.seen(volume, sector, part, (request.moment, now));
+            }
         }
     }
 

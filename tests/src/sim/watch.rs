@@ -412,6 +412,7 @@ impl World {
             if old.is_none_or(|old| old.conn != new.conn) {
                 self.coverage.add(Family::Connection, new.conn.name());
             }
+            self.note_connected(n, volume, new.conn >= Conn::Connected);
             for disk in [new.disk, new.pdsk] {
                 self.coverage.add(Family::Disk, disk.name());
             }
@@ -443,6 +444,17 @@ impl World {
             }
             self.check_two_primaries(volume);
         }
+    }
+
+    /// Notes when a connection begins and ends.
+    fn note_connected(&mut self, n: usize, volume: usize, is_connected: bool) {
+        let (_, end) = self.connected[n][volume];
+        if is_connected == end.is_none() {
+            return;
+        }
+        let moment = self.moment();
+        let last = &mut self.connected[n][volume];
+        *last = if is_connected { (moment, None) } else { (last.0, Some(moment)) };
     }
 
     /// ST-1.
@@ -566,6 +578,9 @@ impl World {
         self.watch.receivers[n] = Receiver::default();
         self.watch.senders[n] = Sender::default();
         self.watch.states[n].clear();
+        for volume in 0..self.volumes() {
+            self.note_connected(n, volume, false);
+        }
     }
 }
 

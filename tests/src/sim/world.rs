@@ -71,6 +71,9 @@ pub struct World {
     pub stale: [Vec<bool>; 2],
     /// When each node lost power last, as a moment of the ledger.
     pub(crate) lost_power_at: [u64; 2],
+    /// By node and volume: when its last connection began, and when it ended if it has, as moments
+    /// of the ledger.
+    pub(crate) connected: [Vec<(u64, Option<u64>)>; 2],
     pub(crate) sizes: Vec<u64>,
     /// What happened since both disks were last equal.
     pub since_sync: Vec<super::check::SinceSync>,
@@ -113,6 +116,7 @@ impl World {
             strangers: BTreeSet::new(),
             stale: [vec![false; volumes], vec![false; volumes]],
             lost_power_at: [0; 2],
+            connected: [vec![(0, Some(0)); volumes], vec![(0, Some(0)); volumes]],
             sizes: vec![0; volumes],
             since_sync: vec![super::check::SinceSync::default(); volumes],
             actions: Vec::new(),
