@@ -259,6 +259,13 @@ impl Resource {
         let own = self.volumes[at].config.disk.size.unwrap_or(Sector(0));
         let user = agree_user(own, Some(Sector(theirs.user_sectors)), handshaking);
         self.volumes[at].config.disk.size = (user != Sector(0)).then_some(user);
+        let is_question = theirs.current_sectors == 0 && !handshaking;
+        if is_question && self.volumes[at].size != Sector(0) {
+            // What the peer's disk holds may be more than both had room for; if its device has
+            // another size now than ours, its answer to ours says which (FE-1).
+            self.send_sizes(at, false, theirs.flags);
+            return;
+        }
         let input = SizesDiskless {
             peer_capacity: Sector(theirs.disk_sectors),
             peer_user: Sector(theirs.user_sectors),

@@ -3,7 +3,8 @@
 
 use replication_core::control::Command;
 use replication_core::state::{Conn, Disk};
-use replication_core::units::{Errno, Sector, Span};
+use replication_core::units::{Errno, Sector, Span, VolumeNr};
+use replication_core::wire::{HeaderKind, Packet, Sizes, encode};
 use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::setup::{MIB, Setup};
 use tests::sim::{A, B, World};
@@ -42,6 +43,59 @@ fn a_served_device_does_not_shrink_to_an_old_disk() {
     assert_eq!(refusal.code, 111, "{refusal:?}");
     assert_eq!(w.nodes[A].sizes[0], grown);
     w.read(A, 0, grown - 8, 8);
+}
+
+/// A resize on the only node with a disk changes nothing when the other disk, which is away, has
+/// no room for more: the bare Primary is told so. It took all that the peer's disk holds for its
+/// device, and the peer refused what was written there (FE-1, WP-4).
+#[test]
+fn a_bare_primary_takes_the_size_of_the_device_not_of_the_disk() {
+    let mut w = World::new(794, Setup::with(|s| s.nodes[B].devices[0].data = 12 * MIB));
+    w.start_synced();
+    let old = w.nodes[A].sizes[0];
+    w.disk_failed(A, 0);
+    w.must(A, Command::Detach { volume: None, force: false });
+    w.settle();
+    let resize = Command::Resize {
+        volume: None,
+        size: None,
+        assume_clean: false,
+        assume_peer_has_space: false,
+    };
+    let told = w.packets_sent("P_SIZES");
+    w.must(B, resize);
+    w.settle();
+    assert_eq!([w.nodes[A].sizes[0], w.nodes[B].sizes[0]], [old; 2]);
+    assert_eq!(w.packets_sent("P_SIZES"), told + 1, "the peer has nothing to ask for");
+    w.write(A, 0, old - 8, 8);
+    w.must(A, Command::Attach(None));
+    w.wait_synced();
+    w.read_all(A, 0);
+}
+
+/// A peer that asks for the sizes, because it takes this node's disk to be there still, or is the
+/// in-kernel driver, does not say how large its device is: that is in its answer (FE-1).
+#[test]
+fn a_question_for_sizes_is_no_size() {
+    let mut w = World::new(795, Setup::with(|s| s.nodes[B].devices[0].data = 12 * MIB));
+    w.start_synced();
+    let old = w.nodes[A].sizes[0];
+    w.disk_failed(A, 0);
+    w.must(A, Command::Detach { volume: None, force: false });
+    w.settle();
+    let disk_sectors = w.nodes[B].backing[0].data.sectors() - 80;
+    let question = Packet::Sizes(Sizes { disk_sectors, limits: None, ..Sizes::default() });
+    let agreed = w.nodes[B].resource.as_ref().expect("it runs").agreed();
+    let mut bytes = Vec::new();
+    encode(&question, VolumeNr(0), &agreed, HeaderKind::H100, &mut bytes);
+    let streams = w.net.open_socks(B).iter().filter_map(|sock| w.net.find(B, *sock)).min();
+    let asked = w.packets_sent("P_SIZES");
+    w.net.send(w.now, streams.expect("a connection"), B, 0, bytes);
+    w.run_for(Span::from_ms(50));
+    assert_eq!(w.nodes[A].sizes[0], old);
+    assert_eq!(w.packets_sent("P_SIZES"), asked + 1, "it is answered");
+    w.must(A, Command::Attach(None));
+    w.wait_synced();
 }
 
 /// The connection is lost when the old disk of a Primary without one has just been read, and waits

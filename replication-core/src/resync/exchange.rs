@@ -308,10 +308,12 @@ impl Resource {
         self.again = true;
     }
 
-    /// Answers a changed size.
+    /// Announces a changed size: asks a peer with a disk what becomes of it there, and tells one
+    /// without how large the device is, or it took what our disk holds for that.
     pub(crate) fn announce_size(&mut self, at: usize, clean: bool) {
         let flags = if clean { SizesFlags::NO_RESYNC } else { SizesFlags::NONE };
+        let asks = self.volumes[at].state.pdsk >= Disk::Negotiating;
         self.send_uuids(at, false);
-        self.send_sizes(at, true, flags);
+        self.send_sizes(at, asks, flags);
     }
 }
