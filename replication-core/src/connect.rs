@@ -148,6 +148,9 @@ pub(crate) struct Link {
     pub(crate) pings: u64,
     pub(crate) pongs: u64,
     pub(crate) established_at: Time,
+    /// The peer has yet to say that it has agreed, too, with the first packet that follows
+    /// authentication: until then the meta socket, which nothing authenticates, is left alone.
+    protocol_due: Option<Time>,
     /// The peer asked to part and was told yes: when to stop waiting for it to close.
     parting: Option<Time>,
     /// Whose data counts as old once the peer has left.
@@ -184,6 +187,7 @@ impl Link {
             pings: 0,
             pongs: 0,
             established_at: Time::ZERO,
+            protocol_due: None,
             parting: None,
             left_old: LeftOld::default(),
             refusing: None,
@@ -212,26 +216,6 @@ impl Link {
     /// Whether the volumes' packets may be sent and received.
     pub(crate) fn is_established(&self) -> bool {
         self.phase == Phase::Established
-    }
-
-    /// Whether the next packet may be taken from a socket: what came early stays in it.
-    pub(crate) fn may_receive(&self, sock: SockId) -> bool {
-        if self.is_fresh(sock) {
-            // An attempt of this node may take long; the peer's need not wait for its end.
-            return matches!(self.phase, Phase::Dialing | Phase::Waiting { .. });
-        }
-        match self.phase {
-            Phase::Features { .. } | Phase::Challenge { .. } | Phase::Response { .. } => {
-                self.is_data(sock)
-            }
-            Phase::Established => self.is_data(sock) || self.is_meta(sock),
-            Phase::Down
-            | Phase::Pause { .. }
-            | Phase::Dialing
-            | Phase::Waiting { .. }
-            | Phase::PairCheck { .. }
-            | Phase::Leaving => false,
-        }
     }
 
     pub(crate) fn header_kind(&self, sock: SockId) -> HeaderKind {
@@ -528,6 +512,7 @@ impl Resource {
         self.link.phase = Phase::Established;
         self.link.established_at = self.now;
         self.link.heard_at = self.now;
+        self.link.protocol_due = Some(self.now + self.handshake_timeout());
         self.link.ping_sent = None;
         self.link.parting = None;
         self.link.pings = 0;

@@ -26,7 +26,11 @@ impl Resource {
     ) {
         let name = packet.name();
         let mut payload = payload;
-        let result = if packet.is_connection_level() {
+        let is_early = self.link.waits_for_protocol()
+            && !matches!(packet, Packet::Protocol(_) | Packet::AuthChallenge(_));
+        let result = if is_early {
+            Err(String::from("before P_PROTOCOL"))
+        } else if packet.is_connection_level() {
             self.receive_for_connection(&packet)
         } else {
             match self.find_volume(volume) {
@@ -68,6 +72,7 @@ impl Resource {
                 Ok(())
             }
             Packet::Protocol(theirs) => {
+                self.link.protocol_came();
                 self.on_protocol(theirs);
                 Ok(())
             }

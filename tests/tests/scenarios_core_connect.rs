@@ -6,7 +6,7 @@ use replication_core::control::Command;
 use replication_core::event::{CommandId, DialId, Event, SockId};
 use replication_core::resource::{Memory, Resource};
 use replication_core::units::{Errno, Span, Time, VolumeNr};
-use replication_core::wire::Packet;
+use replication_core::wire::{AlgName, Packet, Protocol, ReplicationProtocol, features};
 use tests::sim::A;
 use tests::sim::rng::Rng;
 use tests::sim::setup::Setup;
@@ -122,4 +122,61 @@ fn a_peer_that_comes_again_is_taken() {
     let dial = dialed(&out).expect("the other socket is this node's to dial");
     let out = node.handle(Event::DialDone { dial, result: Err(Errno(111)) });
     assert!(!closes(&out, SockId(3)));
+}
+
+/// A pair of sockets, and the versions agreed upon; nothing was heard of the peer's options.
+fn agreed() -> Node {
+    let mut node = Node::connecting(true);
+    for (sock, packet) in [(1, Packet::InitialData), (2, Packet::InitialMeta)] {
+        node.handle(Event::Accepted { sock: SockId(sock) });
+        node.first_packet(SockId(sock), packet);
+    }
+    node.pass(Span::from_secs(1));
+    let out = node.first_packet(SockId(1), Packet::ConnectionFeatures(features::ours()));
+    assert_eq!(sends(&out, "P_PROTOCOL"), Some(SockId(1)));
+    node
+}
+
+/// Whoever holds the meta socket is not heard, and told nothing, before the peer on the data socket
+/// has said that it has agreed, too: it may have died with its half of the handshake said, and a
+/// stranger's socket have become the other one of the pair (WP-2). He was pinged.
+#[test]
+fn the_meta_socket_waits_for_the_peers_consent() {
+    let mut node = agreed();
+    assert!(!node.resource.may_receive(SockId(2)));
+    let wanted = node.resource.next_deadline().expect("it does not wait for ever");
+    let out = node.pass(wanted.since(node.now));
+    assert!(closes(&out, SockId(1)) && closes(&out, SockId(2)), "{out:?}");
+    assert_eq!(sends(&out, "P_PING"), None);
+}
+
+/// From the first word of the peer's options on the meta socket is what it is for, and silence is
+/// asked about there (WP-6).
+#[test]
+fn the_meta_socket_is_in_use_after_the_peers_consent() {
+    let mut node = agreed();
+    let options = Protocol {
+        protocol: ReplicationProtocol::C,
+        after_sb_0pri: 0,
+        after_sb_1pri: 0,
+        after_sb_2pri: 0,
+        discard_my_data: false,
+        dry_run: false,
+        two_primaries: false,
+        integrity_alg: AlgName::new(),
+    };
+    node.first_packet(SockId(1), Packet::Protocol(options));
+    let out = node.first_packet(SockId(2), Packet::Ping);
+    assert_eq!(sends(&out, "P_PING_ACK"), Some(SockId(2)));
+    let wanted = node.resource.next_deadline().expect("silence is bounded");
+    let out = node.pass(wanted.since(node.now));
+    assert_eq!(sends(&out, "P_PING"), Some(SockId(2)));
+}
+
+/// What comes before the peer's options breaks the protocol.
+#[test]
+fn nothing_comes_before_the_peers_options() {
+    let mut node = agreed();
+    let out = node.first_packet(SockId(1), Packet::State(0));
+    assert!(closes(&out, SockId(1)) && closes(&out, SockId(2)), "{out:?}");
 }

@@ -1,7 +1,8 @@
 //! What goes through the sockets of a connection, and when silence ends it.
 //!
 //! One writer for each socket; nothing comes between the packets of a bitmap transfer. A peer that
-//! is silent or accepts nothing is given up within configured bounds (WP-6).
+//! is silent or accepts nothing is given up within configured bounds (WP-6). Only the data socket is
+//! authenticated: the meta socket is used from the peer's `P_PROTOCOL` on (WP-2).
 
 use super::{Deferred, Hold, Link, Phase, Then};
 use crate::action::Action;
@@ -30,6 +31,39 @@ impl Link {
     /// Packets of the meta socket that the system has not accepted.
     pub(crate) fn unread_acks(&self) -> u64 {
         self.meta.as_ref().map_or(0, |sock| sock.sent - sock.accepted)
+    }
+
+    /// Whether the peer has yet to send `P_PROTOCOL`. It does so when it has our version and our
+    /// answer to its challenge, and then it has a pair of sockets of its own (WP-2).
+    pub(crate) fn waits_for_protocol(&self) -> bool {
+        self.is_established() && self.protocol_due.is_some()
+    }
+
+    /// `P_PROTOCOL` has come.
+    pub(crate) const fn protocol_came(&mut self) {
+        self.protocol_due = None;
+    }
+
+    /// Whether the next packet may be taken from a socket: what came early stays in it.
+    pub(crate) fn may_receive(&self, sock: SockId) -> bool {
+        if self.is_fresh(sock) {
+            // An attempt of this node may take long; the peer's need not wait for its end.
+            return matches!(self.phase, Phase::Dialing | Phase::Waiting { .. });
+        }
+        match self.phase {
+            Phase::Features { .. } | Phase::Challenge { .. } | Phase::Response { .. } => {
+                self.is_data(sock)
+            }
+            Phase::Established => {
+                self.is_data(sock) || (self.is_meta(sock) && !self.waits_for_protocol())
+            }
+            Phase::Down
+            | Phase::Pause { .. }
+            | Phase::Dialing
+            | Phase::Waiting { .. }
+            | Phase::PairCheck { .. }
+            | Phase::Leaving => false,
+        }
     }
 }
 
@@ -182,9 +216,10 @@ impl Resource {
             | Phase::Features { until }
             | Phase::Challenge { until }
             | Phase::Response { until } => Some(until),
-            Phase::Established => Some(match self.link.ping_sent {
-                Some(sent) => sent.max(self.link.heard_at) + net.ping_timeout,
-                None => self.link.heard_at + net.ping_int,
+            Phase::Established => Some(match (self.link.protocol_due, self.link.ping_sent) {
+                (Some(until), _) => until,
+                (None, Some(sent)) => sent.max(self.link.heard_at) + net.ping_timeout,
+                (None, None) => self.link.heard_at + net.ping_int,
             }),
         };
         let phase = match self.link.parting {
@@ -234,8 +269,7 @@ impl Resource {
             Phase::Features { until } | Phase::Challenge { until } | Phase::Response { until }
                 if until <= now =>
             {
-                let text = "the peer did not answer in the handshake";
-                self.lose_link(Conn::NetworkFailure, Then::ReconnectLater, text);
+                self.lose_silent_peer();
             }
             Phase::Established => self.keep_alive(),
             Phase::Down
@@ -250,8 +284,19 @@ impl Resource {
         }
     }
 
+    fn lose_silent_peer(&mut self) {
+        let text = "the peer did not answer in the handshake";
+        self.lose_link(Conn::NetworkFailure, Then::ReconnectLater, text);
+    }
+
     pub(super) fn keep_alive(&mut self) {
         let now = self.now;
+        if let Some(until) = self.link.protocol_due {
+            if until <= now {
+                self.lose_silent_peer();
+            }
+            return;
+        }
         if self.link.parting.is_some_and(|until| until <= now) {
             self.lose_link(Conn::TearDown, Then::Reconnect, "peer disconnected");
             return;

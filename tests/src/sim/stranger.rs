@@ -98,11 +98,12 @@ mod tests {
     use replication_core::units::{Span, VolumeNr};
     use replication_core::wire::{Agreed, HeaderKind, encode};
 
+    use super::super::disk::Cut;
     use super::super::setup::Setup;
     use super::super::{A, B};
     use super::*;
 
-    fn first(packet: &Packet) -> Vec<u8> {
+    fn early(packet: &Packet) -> Vec<u8> {
         let mut out = Vec::new();
         encode(packet, VolumeNr(0), &Agreed::NOTHING, HeaderKind::H80, &mut out);
         out
@@ -116,8 +117,8 @@ mod tests {
         w.boot(A);
         w.must(A, Command::Up);
         let mut calls = [w.call(A).unwrap(), w.call(A).unwrap()];
-        w.say(&mut calls[0], first(&Packet::InitialData));
-        w.say(&mut calls[1], first(&Packet::InitialMeta));
+        w.say(&mut calls[0], early(&Packet::InitialData));
+        w.say(&mut calls[1], early(&Packet::InitialMeta));
         w.run_for(Span::from_secs(1));
         assert!(!w.hear(&calls[0]).is_empty(), "versions are offered");
         assert_eq!(w.coverage.count(Family::Check, "WP-2"), 1);
@@ -125,6 +126,32 @@ mod tests {
         assert!(calls.iter().all(|call| !w.is_kept(call)));
         w.boot(B);
         w.must(B, Command::Up);
+        w.wait_connected();
+    }
+
+    /// A stranger waits where the peer's second socket is expected, at either node in turn, and the
+    /// peer dies in between, with its half of the handshake said: he hears nothing.
+    #[test]
+    fn a_stranger_beside_a_dead_peer_hears_nothing() {
+        let mut w = World::new(4, Setup::default());
+        w.boot(A);
+        w.must(A, Command::Up);
+        let mut first = w.call(A).unwrap();
+        w.say(&mut first, early(&Packet::InitialMeta));
+        w.boot(B);
+        w.must(B, Command::Up);
+        let limit = Span::from_secs(10);
+        w.run_until("A's half of the handshake", limit, |w| {
+            w.packets_sent("P_CONNECTION_FEATURES") == 1
+        });
+        w.run_for(Span::from_ms(1));
+        w.power_cut(A, Cut::KeepAll);
+        let mut second = w.call(B).unwrap();
+        w.say(&mut second, early(&Packet::InitialMeta));
+        w.run_until("B's half", limit, |w| w.packets_sent("P_PROTOCOL") == 1);
+        w.run_until("the end", limit, |w| !w.is_kept(&second));
+        assert!(w.hear(&second).is_empty());
+        w.restart(A);
         w.wait_connected();
     }
 
