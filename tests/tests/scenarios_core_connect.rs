@@ -1,7 +1,7 @@
 //! How a pair of sockets comes about, one event at a time (WP-7).
 
 use replication_core::action::Action;
-use replication_core::config::ResourceConfig;
+use replication_core::config::{NetConfig, ResourceConfig};
 use replication_core::control::Command;
 use replication_core::event::{CommandId, DialId, Event, SockId};
 use replication_core::resource::{Memory, Resource};
@@ -20,10 +20,14 @@ struct Node {
 impl Node {
     /// It looks for its peer; the first dial is under way.
     fn connecting(keeps_own_dial: bool) -> Self {
+        Self::connecting_with(|net| net.keeps_own_dial = keeps_own_dial)
+    }
+
+    fn connecting_with(change: impl FnOnce(&mut NetConfig)) -> Self {
         let mut setup = Setup::default();
         setup.diskless(A);
         let mut config: ResourceConfig = setup.nodes[A].config.clone();
-        config.net.keeps_own_dial = keeps_own_dial;
+        change(&mut config.net);
         let memory = Memory { first_pool_page: 64, pool_pages: 1024, queue_depth: 4 };
         let resource = Resource::new(config, memory, Box::new(Rng::new(1))).expect("a valid setup");
         let mut node = Self { resource, now: Time(1_000_000_000) };
@@ -125,8 +129,7 @@ fn a_peer_that_comes_again_is_taken() {
 }
 
 /// A pair of sockets, and the versions agreed upon; nothing was heard of the peer's options.
-fn agreed() -> Node {
-    let mut node = Node::connecting(true);
+fn agreed(mut node: Node) -> Node {
     for (sock, packet) in [(1, Packet::InitialData), (2, Packet::InitialMeta)] {
         node.handle(Event::Accepted { sock: SockId(sock) });
         node.first_packet(SockId(sock), packet);
@@ -142,7 +145,7 @@ fn agreed() -> Node {
 /// stranger's socket have become the other one of the pair (WP-2). He was pinged.
 #[test]
 fn the_meta_socket_waits_for_the_peers_consent() {
-    let mut node = agreed();
+    let mut node = agreed(Node::connecting(true));
     assert!(!node.resource.may_receive(SockId(2)));
     let wanted = node.resource.next_deadline().expect("it does not wait for ever");
     let out = node.pass(wanted.since(node.now));
@@ -154,7 +157,7 @@ fn the_meta_socket_waits_for_the_peers_consent() {
 /// asked about there (WP-6).
 #[test]
 fn the_meta_socket_is_in_use_after_the_peers_consent() {
-    let mut node = agreed();
+    let mut node = agreed(Node::connecting(true));
     let options = Protocol {
         protocol: ReplicationProtocol::C,
         after_sb_0pri: 0,
@@ -176,7 +179,21 @@ fn the_meta_socket_is_in_use_after_the_peers_consent() {
 /// What comes before the peer's options breaks the protocol.
 #[test]
 fn nothing_comes_before_the_peers_options() {
-    let mut node = agreed();
+    let mut node = agreed(Node::connecting(true));
     let out = node.first_packet(SockId(1), Packet::State(0));
+    assert!(closes(&out, SockId(1)) && closes(&out, SockId(2)), "{out:?}");
+}
+
+/// The system accepts nothing of what is said to the peer: it is given up when configured, although
+/// its options might come for longer (WP-6). Nothing was done at that time, and it was asked for
+/// again and again.
+#[test]
+fn a_peer_that_takes_no_options_is_given_up() {
+    let impatient = |net: &mut NetConfig| (net.timeout, net.ko_count) = (Span::from_ms(600), 1);
+    let mut node = agreed(Node::connecting_with(impatient));
+    let wanted = node.resource.next_deadline().expect("it does not wait for ever");
+    let wait = wanted.since(node.now);
+    assert!(wait <= Span::from_ms(600), "{wait:?}");
+    let out = node.pass(wait);
     assert!(closes(&out, SockId(1)) && closes(&out, SockId(2)), "{out:?}");
 }

@@ -291,12 +291,6 @@ impl Resource {
 
     pub(super) fn keep_alive(&mut self) {
         let now = self.now;
-        if let Some(until) = self.link.protocol_due {
-            if until <= now {
-                self.lose_silent_peer();
-            }
-            return;
-        }
         if self.link.parting.is_some_and(|until| until <= now) {
             self.lose_link(Conn::TearDown, Then::Reconnect, "peer disconnected");
             return;
@@ -309,6 +303,12 @@ impl Resource {
                 net.timeout.as_ms() / 100
             );
             self.lose_link(Conn::Timeout, Then::Reconnect, &text);
+            return;
+        }
+        if let Some(until) = self.link.protocol_due {
+            if until <= now {
+                self.lose_silent_peer();
+            }
             return;
         }
         match self.link.ping_sent {
