@@ -5,6 +5,7 @@
 //! engine work with. Defaults are those of the in-tree driver unless said otherwise.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -306,4 +307,33 @@ pub struct EngineConfig {
     pub max_io_size: u32,
     /// Directory for the control socket and the lock of this resource.
     pub run_dir: String,
+}
+
+/// The file that remembers the sizes of a volume's data device ([`KnownSizes`]), so that internal
+/// metadata is found when the device has grown while no engine ran. It has to survive a restart of
+/// the host: it is below `/var/lib/drbd` where run-time files are below `/run/drbd`, else beside
+/// them.
+///
+/// [`KnownSizes`]: crate::meta::KnownSizes
+#[must_use]
+pub fn known_sizes_path(run_dir: &Path, resource: &str, volume: VolumeNr) -> PathBuf {
+    let dir = match run_dir.strip_prefix("/run/drbd") {
+        Ok(node) => Path::new("/var/lib/drbd").join(node),
+        Err(_) => run_dir.to_owned(),
+    };
+    dir.join(format!("{resource}-{volume}.sizes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What survives is kept apart from what need not, for each node of a host.
+    #[test]
+    fn sizes_are_kept_where_they_survive() {
+        let path = |dir: &str| known_sizes_path(Path::new(dir), "r0", VolumeNr(1));
+        assert_eq!(path("/run/drbd"), Path::new("/var/lib/drbd/r0-1.sizes"));
+        assert_eq!(path("/run/drbd/bob"), Path::new("/var/lib/drbd/bob/r0-1.sizes"));
+        assert_eq!(path("/tmp/x/run"), Path::new("/tmp/x/run/r0-1.sizes"));
+    }
 }

@@ -42,6 +42,9 @@ pub const AL_CONTEXT_PER_TRANSACTION: usize = 919;
 
 /// Largest device in sectors: 16 TiB, so that a bitmap takes at most 512 MiB of memory.
 pub const MAX_DEVICE_SECTORS: u64 = 1 << 35;
+/// Sizes of a device that are remembered while its metadata may be at any of their ends: one more
+/// for each resize that was refused since the disk was attached. Our choice.
+pub const MAX_KNOWN_SIZES: usize = 16;
 
 /// Requests of the host in flight for one volume; the queue depth of a frontend may not exceed it.
 pub const MAX_QUEUE_DEPTH: u16 = 4096;

@@ -9,8 +9,9 @@
 //! | activity log | [`al_journal`] | a ring of 4 KiB blocks | one block for each transaction |
 //! | bitmap | (content: the bitmap room) | 4 KiB pages, one bit for 4 KiB of data | see there |
 //!
-//! [`layout`] computes the places of the three, [`dump`] writes and reads the text form that the
-//! operator's tools exchange. No I/O happens here: pages come in and go out.
+//! [`layout`] computes the places of the three, [`relocate`] moves them to the end of a device that
+//! has grown while nobody looked, [`dump`] writes and reads the text form that the operator's tools
+//! exchange. No I/O happens here: pages come in and go out.
 //!
 //! # What the medium has to promise (MD-1)
 //!
@@ -38,6 +39,7 @@ pub mod al_journal;
 pub mod dump;
 pub mod layout;
 pub mod page;
+pub mod relocate;
 pub mod superblock;
 
 use thiserror::Error;
@@ -46,6 +48,7 @@ use crate::units::Sector;
 
 pub use layout::{Geometry, MetaKind};
 pub use page::Page;
+pub use relocate::KnownSizes;
 pub use superblock::{Magic, MetaFlags, Superblock, Uuids};
 
 /// Why metadata, or a device that should carry it, cannot be used. Sizes are in sectors unless
