@@ -78,13 +78,14 @@ write_programs() {
 make_node() {
 	mkfifo "$LAB/$1.fifo"
 	ip netns exec "$1" unshare --uts --mount bash -c "
-		mount -t tmpfs run /run && hostname $1 && ip link set lo up && echo \$\$ >'$LAB/$1.pid' &&
+		mount -t tmpfs run /run && mount -t tmpfs lib /var/lib/drbd && hostname $1 && ip link set lo up && echo \$\$ >'$LAB/$1.pid' &&
 		exec cat <>'$LAB/$1.fifo'" >/dev/null &
 	wait_until 10 [ -s "$LAB/$1.pid" ] || die "no name spaces for $1"
 }
 
 make_nodes() {
 	local node
+	mkdir -p /var/lib/drbd && mount -t tmpfs lib /var/lib/drbd || die "no private /var/lib/drbd"
 	mount -t tmpfs run /run && mkdir -p /run/etc/upper /run/etc/work &&
 		mount -t overlay etc -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work /etc ||
 		die "no private /run and /etc"

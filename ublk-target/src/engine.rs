@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -25,11 +25,14 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use replication_core::action::Action;
-use replication_core::config::{EngineConfig, Frontend as Choice, ResourceConfig, VolumeConfig};
+use replication_core::config::{
+    EngineConfig, Frontend as Choice, ResourceConfig, VolumeConfig, known_sizes_path,
+};
 use replication_core::control::{Command, Refusal, Reply};
 use replication_core::event::{CommandId, DiskInfo, Event, OpId, VolumeIx};
+use replication_core::meta::MetaKind;
 use replication_core::resource::{Entropy, Resource};
-use replication_core::units::{Sector, Span, Time};
+use replication_core::units::{Sector, Span, Time, VolumeNr};
 
 use crate::arena::Layout;
 use crate::control::Socket;
@@ -182,7 +185,7 @@ struct Engine {
 /// The engine cannot start, or the ring fails.
 pub fn run(config: EngineConfig, up: bool, signals: SignalFd) -> Result<()> {
     let name = config.resource.name.clone();
-    let run_dir = std::path::Path::new(&config.run_dir);
+    let run_dir = Path::new(&config.run_dir);
     let lock = process::lock_resource(run_dir, &name).context("start engine")?;
     // No thread shall keep the file system busy from which the engine was started.
     std::env::set_current_dir("/").context("change to the root directory")?;
@@ -218,7 +221,7 @@ pub fn run(config: EngineConfig, up: bool, signals: SignalFd) -> Result<()> {
 /// # Errors
 /// An engine of the resource lives, or a device cannot be removed.
 pub fn clear(config: &EngineConfig) -> Result<()> {
-    let run_dir = std::path::Path::new(&config.run_dir);
+    let run_dir = Path::new(&config.run_dir);
     let _lock = process::lock_resource(run_dir, &config.resource.name)?;
     frontend::clear(config)
 }
@@ -228,8 +231,11 @@ pub fn clear(config: &EngineConfig) -> Result<()> {
 fn needed_paths(config: &EngineConfig) -> Vec<PathBuf> {
     let backing = config.backing.iter().flat_map(|b| [b.disk.as_deref(), b.meta_disk.as_deref()]);
     let own = [Some(config.run_dir.as_str()), Some("/proc/self/exe")];
-    let paths = backing.chain(own).flatten().map(PathBuf::from);
-    paths.map(|path| std::fs::canonicalize(&path).unwrap_or(path)).collect()
+    let sizes = config.resource.volumes.iter().map(|volume| sizes_path(config, volume.nr));
+    let paths = backing.chain(own).flatten().map(PathBuf::from).chain(sizes);
+    // A file that is not there yet will be in a directory that is.
+    let existing = |path: &Path| path.ancestors().find_map(|part| std::fs::canonicalize(part).ok());
+    paths.map(|path| existing(&path).unwrap_or(path)).collect()
 }
 
 /// Takes over the signals that ask for an end. To be called before the first thread is started, so
@@ -244,6 +250,10 @@ pub fn block_signals() -> Result<SignalFd> {
     set.thread_block().context("block signals")?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     SignalFd::with_flags(&set, flags).context("make a signalfd")
+}
+
+fn sizes_path(config: &EngineConfig, volume: VolumeNr) -> PathBuf {
+    known_sizes_path(Path::new(&config.run_dir), &config.resource.name, volume)
 }
 
 fn has_same_volumes(one: &ResourceConfig, other: &ResourceConfig) -> bool {
@@ -647,9 +657,16 @@ impl Engine {
     fn open_disk(&mut self, id: OpId, volume: VolumeIx) {
         let backing = self.config.backing[volume.at()].clone();
         let kind = self.config.resource.volumes[volume.at()].meta;
+        let sizes = self.sizes_path(volume);
         let open = move || {
             let kind = kind.context("this node has no metadata for the volume");
             let opened = kind.and_then(|kind| disk::open(&backing, kind));
+            if let (Ok(opened), Some(sizes)) = (&opened, sizes)
+                && opened.has_superblock
+                && let Err(error) = disk::remember_seen(&sizes, opened.info.data_sectors)
+            {
+                tracing::warn!("metadata will not be found if the disk grows offline: {error:#}");
+            }
             News::Opened { id, volume, result: opened.map_err(|error| format!("{error:#}")) }
         };
         if let Err(error) = self.mailbox.spawn("open disk", open) {
@@ -659,15 +676,27 @@ impl Engine {
 
     fn probe_disk(&mut self, id: OpId, volume: VolumeIx) {
         let found = self.found[volume.at()].expect("only open disks are looked at again");
+        let sizes = self.sizes_path(volume);
         let started = self.disks.descriptors(volume).and_then(|(data, meta)| {
             self.mailbox.spawn("probe disk", move || {
-                let result = disk::probe(found, &data, &meta);
+                let result = disk::probe(found, &data, &meta).and_then(|info| {
+                    if let Some(sizes) = sizes {
+                        disk::remember_expected(&sizes, info.data_sectors)?;
+                    }
+                    Ok(info)
+                });
                 News::Probed { id, volume, result: result.map_err(|error| format!("{error:#}")) }
             })
         });
         if let Err(error) = started {
             self.shared.tell(Event::DiskOpened { id, result: Err(format!("{error:#}")) });
         }
+    }
+
+    /// The file with the sizes of a volume's disk, if they tell where its metadata is.
+    fn sizes_path(&self, volume: VolumeIx) -> Option<PathBuf> {
+        let config = &self.config.resource.volumes[volume.at()];
+        (config.meta == Some(MetaKind::Internal)).then(|| sizes_path(&self.config, config.nr))
     }
 
     fn set_size(&mut self, volume: VolumeIx, sectors: Sector) {
@@ -727,7 +756,7 @@ impl Engine {
 mod tests {
     use super::*;
 
-    fn engine(dir: &std::path::Path) -> Engine {
+    fn engine(dir: &Path) -> Engine {
         let config = settings::tests::config(dir);
         let signals = block_signals().unwrap();
         Engine::new(config, signals, Arc::default(), HostMounts::default()).unwrap()

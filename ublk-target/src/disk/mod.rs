@@ -18,6 +18,7 @@
 //!
 //! Invariants kept: DUR-1 and DUR-2 (a flush is fdatasync, FUA a synchronous write), DUR-4, ORD-8.
 
+mod known;
 mod open;
 mod way;
 
@@ -29,6 +30,7 @@ use replication_core::event::{DiskInfo, Event, OpId, VolumeIx};
 use replication_core::meta::Page;
 use replication_core::units::{Buf, Errno, Sector, SectorRange};
 
+pub use self::known::{remember_expected, remember_seen};
 pub use self::open::{Opened, open, probe};
 use self::way::{Abilities, Outcome, Way, judge};
 use crate::arena::{PAGE_SIZE, ZERO_PAGES};

@@ -36,6 +36,8 @@ pub struct Opened {
     pub info: DiskInfo,
     /// Discards go to the device as such if it cannot punch holes.
     pub is_block_device: bool,
+    /// The superblock is where it has to be.
+    pub has_superblock: bool,
     /// According to its metadata, this node was Primary when its last engine ended.
     pub was_primary: bool,
 }
@@ -79,23 +81,24 @@ fn open_within(backing: &BackingConfig, kind: MetaKind, patience: Duration) -> R
     };
     let is_block_device = data.is_block_device;
     let meta_file = meta.as_ref().map_or(&data.file, |meta| &meta.file);
-    let was_primary = was_primary(kind, &info, meta_file);
+    let superblock = superblock(kind, &info, meta_file);
     let meta = meta.map(|meta| OwnedFd::from(meta.file));
-    Ok(Opened { data: data.file.into(), meta, info, is_block_device, was_primary })
+    Ok(Opened {
+        data: data.file.into(),
+        meta,
+        info,
+        is_block_device,
+        has_superblock: superblock.is_some(),
+        was_primary: superblock.is_some_and(|found| found.flags.contains(MetaFlags::PRIMARY_IND)),
+    })
 }
 
-/// Whether the superblock says that this node was Primary. What is wrong with a superblock is found
-/// and reported by the core, which reads it again.
-fn was_primary(kind: MetaKind, info: &DiskInfo, file: &File) -> bool {
-    let Ok(sector) = superblock_sector(kind, info.data_sectors, info.meta_sectors) else {
-        return false;
-    };
+/// The superblock. What is wrong with one is found and reported by the core, which reads it again.
+fn superblock(kind: MetaKind, info: &DiskInfo, file: &File) -> Option<Superblock> {
+    let sector = superblock_sector(kind, info.data_sectors, info.meta_sectors).ok()?;
     let mut page = Page::zeroed();
-    if file.read_exact_at(&mut page.0, sector.byte()).is_err() {
-        return false;
-    }
-    let superblock = Superblock::decode(&page);
-    superblock.is_ok_and(|superblock| superblock.flags.contains(MetaFlags::PRIMARY_IND))
+    file.read_exact_at(&mut page.0, sector.byte()).ok()?;
+    Superblock::decode(&page).ok()
 }
 
 /// Looks again at the sizes of open devices; everything else is as in `info`.
