@@ -217,6 +217,8 @@ pub enum Verb {
     WaitSync(Wait),
     /// Take up a changed size of the backing devices.
     Resize(ResizeArgs),
+    /// Move internal metadata to the end of a disk that has grown while it was not attached.
+    CheckResize(Objects),
     /// Bring what runs in line with the configuration.
     Adjust(Objects),
     /// Mark the local data as outdated.
@@ -270,13 +272,12 @@ pub enum Verb {
 
 /// Verbs that operators know from 8.4, or from the tools around it, and that are not built: they
 /// are refused by name, because a script must not take them for a slip of the pen.
-const NOT_BUILT: [&str; 57] = [
+const NOT_BUILT: [&str; 56] = [
     "adjust-with-progress",
     "after-resync-target",
     "apply-al",
     "before-resync-source",
     "before-resync-target",
-    "check-resize",
     "del-minor",
     "del-path",
     "del-peer",

@@ -8,8 +8,13 @@
 //! | `RES.log` | what the engine says |
 //! | `RES.tool` | locked as long as a drbdctl starts, ends or changes the engine |
 //!
+//! A file of its own, `RES-VOL.sizes`, survives a restart of the host: the sizes that the disk of a
+//! volume with internal metadata has had ([`known_sizes_path`] says where).
+//!
 //! The directory is `/run/drbd`, or `/run/drbd/NODE` when the node is named by `--node` or by
 //! `__DRBD_NODE__`, so that two nodes can live on one host. `DRBD_RUN_DIR` replaces `/run/drbd`.
+//!
+//! [`known_sizes_path`]: replication_core::config::known_sizes_path
 
 use std::io::Read;
 use std::net::IpAddr;

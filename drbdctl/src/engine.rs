@@ -116,27 +116,34 @@ pub fn to_json(config: &EngineConfig) -> Result<String, Failure> {
     serde_json::to_string_pretty(config).map_err(|error| Failure::system(act(), &error))
 }
 
-/// Writes the engine's configuration: another reader sees the old file or the new one, whole.
+/// Writes the engine's configuration.
 ///
 /// # Errors
 /// If the directory or the file cannot be written.
 pub fn write_config(paths: &Paths, config: &EngineConfig) -> Result<(), Failure> {
-    let fail =
-        |error: std::io::Error| Failure::system(format!("write {}", paths.json.display()), &error);
-    let dir = paths.json.parent().expect("the path was joined to a directory");
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(fail)?;
-    let mut new = paths.json.clone().into_os_string();
+    write_whole(&paths.json, &to_json(config)?, 0o600)
+}
+
+/// Writes a file, and its directory if there is none: another reader sees the old file or the new
+/// one, whole, also after a crash.
+///
+/// # Errors
+/// If the directory or the file cannot be written.
+pub fn write_whole(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
+    let dir = path.parent().expect("the path was joined to a directory");
+    let mut new = path.to_owned().into_os_string();
     new.push(format!(".{}", std::process::id()));
     let new = PathBuf::from(new);
-    let text = to_json(config)?;
     let write = || {
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
         let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&new)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        std::fs::rename(&new, &paths.json)
+        std::fs::rename(&new, path)?;
+        File::open(dir)?.sync_all()
     };
-    write().map_err(fail)
+    write().map_err(|error| Failure::system(format!("write {}", path.display()), &error))
 }
 
 /// The configuration that was last written; none if there is no such file or it is another

@@ -257,6 +257,37 @@ fn devices_of_a_dead_engine() {
     assert!(!json.exists());
 }
 
+/// A disk that has grown while no engine had it, or under one that did not take it up, has its
+/// metadata at its end before the next engine looks for it there.
+#[test]
+fn outgrown_metadata() {
+    let bed = Bed::new("");
+    assert_eq!(bed.run("create-md r0").exit, 0);
+    let program = bed.engine_program("good");
+    let env = [("DRBD_ENGINE", program.as_str())];
+    let grow = |from: u64, to: u64| {
+        std::fs::write(bed.run_file("r0-0.sizes"), format!("{}\n", from * 2048)).unwrap();
+        let disk = File::options().write(true).open(bed.path("disk")).unwrap();
+        disk.set_len(to << 20).unwrap();
+    };
+    std::fs::create_dir_all(bed.path("run/alice")).unwrap();
+    grow(64, 80);
+    let up = bed.run_with("up r0", &env);
+    assert!(up.works().contains("has grown from 131072 to 163840 sectors"), "{up:?}");
+    grow(80, 96);
+    // The engine has the disk, and moves the metadata itself when it is told to.
+    assert_eq!(bed.run("check-resize r0").works(), "");
+    let upgrade = bed.run_with("upgrade r0", &env);
+    assert!(upgrade.works().contains("has grown from 163840 to 196608 sectors"), "{upgrade:?}");
+    assert_eq!(bed.run("down r0").works(), "");
+    assert!(bed.run("get-gi r0").works().starts_with("0000000000000004:"));
+    grow(96, 80);
+    // Told, and left to the attach.
+    let up = bed.run_with("up r0", &env);
+    assert!(up.exit == 0 && up.err.contains("has shrunk from 196608 sectors to 163840"), "{up:?}");
+    assert_eq!(bed.run("down r0").works(), "");
+}
+
 /// Another program takes over: the configuration stays as it was, the role is given back to a node
 /// whose NBD clients come again, and the pause is told.
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use replication_core::config::EngineConfig;
 use replication_core::control::{Command, Reply, Status};
 
-use super::Session;
+use super::{Session, metadata};
 use crate::client::{AskError, Client, Contact, contact};
 use crate::context::Paths;
 use crate::engine::{self, Lock, Mute, Started};
@@ -39,6 +39,7 @@ impl Session<'_> {
             );
             return Err(Failure::new(exit::FAILURE, text));
         }
+        self.check_before_attach(on, metadata::Engine::Gone)?;
         start(&on.resource, &config, &paths)
     }
 
@@ -59,6 +60,10 @@ impl Session<'_> {
             self.warn()?;
         }
         for command in &commands {
+            if let Command::Attach(Some(nr)) = command {
+                let volume = Named { volume: Some(nr.0), ..on.clone() };
+                self.check_before_attach(&volume, metadata::Engine::MayRun)?;
+            }
             self.send(on, command, super::Idle::Needed)?;
             if matches!(command, Command::Adjust(_)) && !self.context.dry_run {
                 engine::write_config(&paths, &config)?;

@@ -1,14 +1,28 @@
-//! `create-md`, `wipe-md`, `dump-md`: on disks that no engine uses.
+//! `create-md`, `wipe-md`, `dump-md`, `check-resize`: on disks that no engine uses.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use replication_core::config::known_sizes_path;
+use replication_core::units::VolumeNr;
+
 use super::Session;
 use crate::client::{Contact, contact};
+use crate::conf::VolumeView;
 use crate::engine::{self, Mute};
 use crate::exit::{self, Failure};
 use crate::md::create::Target;
 use crate::md::device::Access;
+use crate::md::relocate::Outgrown;
 use crate::object::Named;
+
+/// What is known of the engine of a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Engine {
+    /// There may be one that has the disk.
+    MayRun,
+    /// It was seen to be gone. One that starts meanwhile is kept away by the lock of the disk.
+    Gone,
+}
 
 impl Session<'_> {
     /// Creates metadata on each volume of an object.
@@ -68,25 +82,77 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Refuses metadata that an engine works with. The disk of a running resource may be replaced
-    /// while it is detached.
+    /// Moves internal metadata that its disk has outgrown, on each volume of an object that has no
+    /// engine: one that has a disk moves the metadata itself, at `resize`.
+    pub(super) fn check_resize(&mut self, on: &Named) -> Result<(), Failure> {
+        for (resource, volume) in self.volumes(on)? {
+            if let Some(line) = self.relocate(&resource, &volume, Engine::MayRun)? {
+                writeln!(self.out, "{line}")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same before disks are attached. What goes wrong is told, and left to the attach: it
+    /// decides whether the disk can be used, and says it if there is no metadata.
+    pub(super) fn check_before_attach(
+        &mut self,
+        on: &Named,
+        engine: Engine,
+    ) -> Result<(), Failure> {
+        for (resource, volume) in self.volumes(on)? {
+            match self.relocate(&resource, &volume, engine) {
+                Ok(Some(line)) => writeln!(self.out, "{line}")?,
+                Ok(None) => {}
+                Err(failure) if failure.exit == exit::NO_METADATA => {}
+                Err(failure) => writeln!(self.err, "{failure}")?,
+            }
+        }
+        Ok(())
+    }
+
+    fn relocate(
+        &self,
+        resource: &str,
+        volume: &VolumeView,
+        engine: Engine,
+    ) -> Result<Option<String>, Failure> {
+        let sizes = known_sizes_path(&self.context.run_dir, resource, VolumeNr(volume.nr));
+        let Some(outgrown) = Outgrown::new(resource, volume, sizes) else {
+            return Ok(None);
+        };
+        if outgrown.is_in_place()?
+            || engine == Engine::MayRun && self.is_used(resource, volume.nr)?
+        {
+            return Ok(None);
+        }
+        outgrown.settle(self.context.dry_run)
+    }
+
+    /// Refuses metadata that an engine works with.
     fn check_unused(&self, resource: &str, volume: u16) -> Result<(), Failure> {
+        if !self.is_used(resource, volume)? {
+            return Ok(());
+        }
+        let text = format!(
+            "{resource}/{volume}: the disk is in use by the running resource\n  \
+             what to do: drbdctl down {resource} (or detach {resource}/{volume})"
+        );
+        Err(Failure::new(exit::SYSTEM, text))
+    }
+
+    /// Whether an engine works with the metadata. The disk of a running resource may be replaced
+    /// while it is detached.
+    fn is_used(&self, resource: &str, volume: u16) -> Result<bool, Failure> {
         let paths = self.context.paths(resource)?;
         match contact(resource, &paths)? {
             Contact::Engine(client) => {
                 let status = client.status()?;
                 let running = status.volumes.iter().find(|running| running.nr == volume);
-                if running.is_some_and(|running| running.disk == "Diskless") {
-                    return Ok(());
-                }
-                let text = format!(
-                    "{resource}/{volume}: the disk is in use by the running resource\n  \
-                     what to do: drbdctl down {resource} (or detach {resource}/{volume})"
-                );
-                Err(Failure::new(exit::SYSTEM, text))
+                Ok(running.is_none_or(|running| running.disk != "Diskless"))
             }
             Contact::Absent | Contact::Stale => match engine::seen(&paths) {
-                None => Ok(()),
+                None => Ok(false),
                 Some(pid) => Err(engine::mute(resource, Some(pid), Mute::Deaf)),
             },
         }

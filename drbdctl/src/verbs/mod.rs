@@ -117,6 +117,9 @@ impl Session<'_> {
                 let force = args.force;
                 self.each_part(&args.on.objects, |me, on| me.dump_md(on, force))
             }
+            Verb::CheckResize(on) => self.each_part(&on.objects, |me, on| {
+                me.guarded(on, Manner::Change, |me| me.check_resize(on))
+            }),
             Verb::GetGi(on) => self.each_part(&on.objects, |me, on| me.get_gi(on, false)),
             Verb::ShowGi(on) => self.each_part(&on.objects, |me, on| me.get_gi(on, true)),
             Verb::Up(on) => self.each_whole("up", &on.objects, |me, on| {

@@ -3,6 +3,7 @@
 use replication_core::control::Command;
 use replication_core::units::{SECTOR_SIZE, Sector};
 
+use super::metadata::Engine;
 use super::{Idle, Session, change, volume_of};
 use crate::cli::Verb;
 use crate::exit::Failure;
@@ -14,7 +15,10 @@ impl Session<'_> {
         match verb {
             Verb::Attach(on) => self.each_part(&on.objects, |me, on| {
                 let command = Command::Attach(volume_of(on));
-                me.guarded(on, Manner::Change, |me| me.send(on, &command, Idle::Needed))
+                me.guarded(on, Manner::Change, |me| {
+                    me.check_before_attach(on, Engine::MayRun)?;
+                    me.send(on, &command, Idle::Needed)
+                })
             }),
             Verb::Detach(args) => self.each_part(&args.on.objects, |me, on| {
                 let command = Command::Detach { volume: volume_of(on), force: args.force };
@@ -78,6 +82,7 @@ impl Session<'_> {
             | Verb::Resize(_)
             | Verb::CreateMd(_)
             | Verb::WipeMd(_)
+            | Verb::CheckResize(_)
             | Verb::DumpMd(_)
             | Verb::GetGi(_)
             | Verb::ShowGi(_)

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use replication_core::config::{EngineConfig, Frontend};
 use replication_core::control::{Command, FrameError, Refusal, Reply, Status};
 
-use super::{Idle, Session};
+use super::{Idle, Session, metadata};
 use crate::client::{AskError, Client, Contact, contact};
 use crate::context::Paths;
 use crate::engine;
@@ -84,6 +84,11 @@ impl Session<'_> {
             )?,
         }
         let was_primary = before.as_ref().is_some_and(|status| status.role == "Primary");
+        // The disk may have grown under the old engine, which had no reason to move its metadata.
+        if let Err(failure) = self.check_before_attach(on, metadata::Engine::Gone) {
+            // Requests wait for the new engine, which needs no configuration from here.
+            writeln!(self.err, "{failure}")?;
+        }
         self.follow(&config, &paths, was_primary)
             .map_err(|failure| stranded(failure, resource, old_program))?;
         let pause = began.elapsed().as_millis();
