@@ -14,9 +14,16 @@ use crate::sim::{A, B};
 pub(super) const MOST_COPIED: u64 = 16 * MIB;
 
 impl Run {
-    /// A command of the operator, if the node can take one.
+    /// A command of the operator, if the node can take one. The operator's tool does not have a
+    /// disk attached before it has looked where the metadata is.
     pub(super) fn tell(&mut self, n: usize, command: Command) -> Option<u64> {
-        self.is_ready(n).then(|| self.w.tell(n, command))
+        if !self.is_ready(n) {
+            return None;
+        }
+        if matches!(command, Command::Up | Command::Attach(_)) {
+            self.w.check_resize(n);
+        }
+        Some(self.w.tell(n, command))
     }
 
     /// A command of the operator; whether it is refused does not matter here. Its number, if the
@@ -154,9 +161,8 @@ impl Run {
         self.command(n, Command::PauseSync(pause));
     }
 
-    /// Both nodes' devices of all volumes grow, and one node is told. Internal metadata would not
-    /// be found at the new end by a node that is not there to move it, so nothing else happens
-    /// until it is done.
+    /// Both nodes' devices of all volumes grow, and one node is told. A node that cannot move its
+    /// internal metadata then, because a resync runs, has it moved before the next attach.
     pub(super) fn grow(&mut self) {
         let n = self.any_node();
         let kinds = self.plan.kinds;

@@ -150,6 +150,7 @@ impl World {
     /// Starts a node again after a crash, with `up`.
     pub fn restart(&mut self, n: usize) {
         self.boot(n);
+        self.check_resize(n);
         self.must(n, Command::Up);
     }
 

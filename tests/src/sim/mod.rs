@@ -15,6 +15,7 @@
 //! | [`world`] | what happens next? |
 //! | [`check`] | is what must always hold still true? |
 //! | [`order`] | could the host have had this history? |
+//! | `outgrown` | where is the metadata of a disk that has grown? |
 //! | [`still`] | has something changed that should not have? |
 //! | [`watch`] | did this one event break a rule? |
 //! | [`coverage`] | what did the run meet, and what never? |
@@ -31,6 +32,7 @@ mod lent;
 pub mod net;
 pub mod node;
 pub mod order;
+mod outgrown;
 pub mod replay;
 pub mod rng;
 pub mod setup;

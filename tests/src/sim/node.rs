@@ -9,7 +9,7 @@ use replication_core::action::{Action, DiskOp, Handler};
 use replication_core::control::{Refusal, Reply};
 use replication_core::event::{DiskInfo, Event, OpId, SockGone, SockId, VolumeIx};
 use replication_core::meta::al_journal::encode_initialised;
-use replication_core::meta::{Page, Superblock};
+use replication_core::meta::{KnownSizes, Page, Superblock};
 use replication_core::resource::{Memory, Resource};
 use replication_core::units::{Buf, Errno, Sector, SectorRange, Span, Time};
 
@@ -32,8 +32,8 @@ pub struct Backing {
     pub meta: Option<Disk>,
     /// The driver has it open.
     pub is_open: bool,
-    /// Sizes of the data device that the core was told, the last one at the end.
-    told: Vec<u64>,
+    /// Sizes of the data device that the driver remembers.
+    pub known: KnownSizes,
 }
 
 impl Backing {
@@ -154,7 +154,7 @@ impl Node {
             data: Disk::new(devices.data),
             meta: devices.meta.map(Disk::new),
             is_open: false,
-            told: Vec::new(),
+            known: KnownSizes::default(),
         });
         let mut node = Self {
             resource: None,
@@ -537,9 +537,8 @@ impl World {
         assert!(!node.jobs.values().any(same), "two writes of the metadata page {sector} at once");
         let meta = node.backing[volume.at()].meta.as_ref().map(Disk::sectors);
         // While a device grows, its metadata may be at the old place and at the new one.
-        let told = node.backing[volume.at()].told.iter().rev().take(2);
-        let inside = told.copied().any(|data| {
-            let geometry = node.setup.geometry(volume.at(), data, meta).expect("a disk is open");
+        let inside = node.backing[volume.at()].known.iter().any(|data| {
+            let geometry = node.setup.geometry(volume.at(), data.0, meta).expect("a disk is open");
             geometry.areas().iter().any(|a| (a.start..a.end).contains(&sector.0))
         });
         assert!(inside, "a metadata write outside of the metadata areas at {sector}");
@@ -653,7 +652,7 @@ impl World {
         }
         match job.work {
             Work::Open | Work::Probe => {
-                let info = self.open_disk(n, job.volume);
+                let info = self.open_disk(n, job.volume, matches!(job.work, Work::Open));
                 self.handle(n, Event::DiskOpened { id, result: Ok(info) });
             }
             Work::Data { op, range, buf, .. } => {
@@ -678,10 +677,14 @@ impl World {
         }
     }
 
-    fn open_disk(&mut self, n: usize, volume: usize) -> DiskInfo {
+    fn open_disk(&mut self, n: usize, volume: usize, is_attach: bool) -> DiskInfo {
         let backing = &mut self.nodes[n].backing[volume];
         backing.is_open = true;
-        backing.told.push(backing.data.sectors());
+        if is_attach {
+            backing.remember_seen();
+        } else {
+            backing.remember_expected();
+        }
         DiskInfo {
             data_sectors: Sector(backing.data.sectors()),
             meta_sectors: Sector(backing.meta_disk().sectors()),
