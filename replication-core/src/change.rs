@@ -13,7 +13,7 @@ use crate::action::{Action, Handler, Level, Scope};
 use crate::mutant::Mutant;
 use crate::resource::Resource;
 use crate::state::{Conn, Disk, Role, Rules, State, log_line, peer_was_forced, sanitize};
-use crate::units::Sector;
+use crate::units::{Sector, SectorRange};
 use crate::volume::{After, BegunGeneration, MetaTask};
 use crate::wire::Packet;
 
@@ -140,14 +140,12 @@ impl Resource {
         let is_out_of_reach = old.conn >= Conn::Connected
             && new.conn < Conn::Connected
             && new.pdsk == Disk::Inconsistent;
-        let lost = (had && !has) || (old.pdsk == Disk::DUnknown && is_bad) || is_out_of_reach;
+        let lost = (had && !has) || is_out_of_reach;
         let written = new.role == Role::Primary || new.peer == Role::Primary;
-        let peer_writes_here =
-            new.pdsk < Disk::Inconsistent && old.peer != Role::Primary && new.peer == Role::Primary;
-        // A disk that comes back to a Primary, here or at the peer, and is its only one: the other
-        // disk may have gone on before, and misses what is written from now on.
-        let is_back = old.disk != Disk::UpToDate && written && !has;
-        let wanted = (lost && written) || peer_writes_here || is_back;
+        let is_missing = old.pdsk == Disk::DUnknown && is_bad && new.role == Role::Primary;
+        // A disk that comes back to a Primary which is alone: the peer may have gone on since.
+        let is_back = old.disk != Disk::UpToDate && new.role == Role::Primary && !has;
+        let wanted = (lost && written) || is_missing || is_back;
         if !wanted || new.disk != Disk::UpToDate {
             return;
         }
@@ -158,6 +156,19 @@ impl Resource {
             self.new_current_uuid(at);
             self.send_uuids(at, false);
         }
+    }
+
+    /// The peer has no disk and writes here alone. A generation begins with the first such write
+    /// (GI-1), whichever way the two have met: a Primary without a disk that has been using newer
+    /// data may be about to refuse this node, and nothing new is here then.
+    pub(crate) fn take_write_alone(&mut self, at: usize, range: SectorRange) {
+        let volume = &self.volumes[at];
+        let is_shared = volume.uuids().is_some_and(|uuids| uuids.may_be_shared());
+        if volume.state.disk == Disk::UpToDate && is_shared {
+            self.new_current_uuid(at);
+            self.send_uuids(at, false);
+        }
+        self.volumes[at].set_out_of_sync(range);
     }
 
     /// Starts a new generation; data writes and their completions wait until it is durable.

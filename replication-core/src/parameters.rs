@@ -428,8 +428,7 @@ impl Resource {
             // It would make the data of the only writer old.
             return Err(String::from("the peer claims to be ahead, but this node is Primary"));
         }
-        let unfit = self.foreign_writer(at, &packet).or_else(|| self.too_small(at, &packet));
-        if let Some(text) = unfit {
+        if let Some(text) = self.too_small(at, &packet) {
             self.refuse_peer(&text);
             return Ok(());
         }
@@ -457,22 +456,6 @@ impl Resource {
             Verdict::Pending(pending) => self.conclude_state(at, pending),
         }
         Ok(())
-    }
-
-    /// A Primary without a disk that uses other data than ours will not stay: to take it for a
-    /// writer here would begin a generation that holds nothing new.
-    fn foreign_writer(&self, at: usize, theirs: &State) -> Option<String> {
-        let volume = &self.volumes[at];
-        let is_first = volume.state.conn == Conn::WFReportParams;
-        let is_bare_writer = theirs.role == Role::Primary && theirs.disk < Disk::Inconsistent;
-        if !is_first || !is_bare_writer {
-            return None;
-        }
-        let used = volume.peer_uuids.as_ref()?.uuids.current;
-        let own = volume.uuids()?.current;
-        (!used.is_zero() && !used.same(own)).then(|| {
-            format!("the peer is Primary without a disk and was using generation {used}, but this node has {own}")
-        })
     }
 
     /// The peer's data does not fit here: it will refuse this node, which can tell why.

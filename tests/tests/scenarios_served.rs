@@ -1,8 +1,9 @@
-//! A Primary that serves its peer's data and takes its own disk back: that disk follows the data in
-//! use, whatever its superblock says (DUR-5, RD-1).
+//! A Primary without a disk that serves its peer's data, and what becomes of the generations (GI-1).
+//! When it takes its own disk back, that follows the data in use, whatever its superblock says
+//! (DUR-5, RD-1).
 
 use replication_core::control::Command;
-use replication_core::state::Disk;
+use replication_core::state::{Conn, Disk};
 use replication_core::units::{Errno, Span};
 use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::setup::Setup;
@@ -49,4 +50,32 @@ fn a_generation_that_failed_is_not_newer() {
         w.read_all(A, 0);
     }
     assert!((1..20).contains(&reached_the_disk), "{reached_the_disk} of 20");
+}
+
+/// A Secondary that was away connects to a Primary which has lost its disk and goes on to refuse the
+/// old data there. The Secondary begins no generation for it: when the disk is back, it gets what it
+/// has missed. It took the Primary for one that writes to it, and that ended as a split brain.
+#[test]
+fn a_secondary_that_is_refused_begins_no_generation() {
+    let mut w = World::new(880, Setup::default());
+    w.start_synced();
+    w.cut();
+    let limit = Span::from_secs(30);
+    w.run_until("the loss is noticed", limit, |w| w.conn(A) < Conn::Connected);
+    w.write(A, 0, 0, 8);
+    w.settle();
+    w.disk_failed(A, 0);
+    w.must(A, Command::Detach { volume: None, force: true });
+    let before = w.status(B).volumes[0].uuids;
+    w.heal();
+    w.run_until("the old data is refused", limit, |w| w.conn(A) == Conn::StandAlone);
+    w.settle();
+    assert_eq!(w.status(B).volumes[0].uuids, before, "nothing was written there");
+    w.must(A, Command::Attach(None));
+    for n in [A, B] {
+        let connect = Command::Connect { discard_my_data: false };
+        w.tell(n, connect);
+    }
+    w.wait_synced();
+    w.read_all(A, 0);
 }

@@ -5,6 +5,11 @@
 //! numbers appear in logs. The kernel driver's rules are not mirrored for two inputs that no
 //! sequence of operations produces; those are refused here as [`Outcome::Contradictory`] instead
 //! of letting both nodes wait for each other.
+//!
+//! How many blocks are marked takes no part in it, because a mark does not say whose data is right:
+//! a node marks what its peer has missed, but also what its own disk has failed to take, and two
+//! nodes that are equal may both have marks left. So whoever writes what the peer will not have
+//! begins a generation before (GI-1), and it is that which brings about the resync.
 
 use std::fmt;
 
