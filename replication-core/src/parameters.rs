@@ -238,10 +238,11 @@ impl Resource {
         let has_disk = self.volumes[at].state.disk >= Disk::Negotiating;
         let state = self.volumes[at].state;
         let capacity = self.volumes[at].disk.as_ref().map_or(0, |d| d.geometry.capacity.0);
-        // Without a current size of its own the packet asks: the operator has called for a resize.
-        let asks = theirs.disk_sectors > before || theirs.current_sectors == 0;
-        let is_larger = theirs.disk_sectors > capacity;
-        if has_disk && state.conn == Conn::Connected && asks && is_larger {
+        // Without a current size of its own the packet asks: the operator has called for a resize,
+        // and the disk here may have grown, too, however large it is known to be.
+        let asks = theirs.current_sectors == 0;
+        let is_larger = theirs.disk_sectors > before && theirs.disk_sectors > capacity;
+        if has_disk && state.conn == Conn::Connected && (asks || is_larger) {
             let clean = theirs.flags.contains(SizesFlags::NO_RESYNC);
             self.volumes[at].unseen_size = Some(clean);
             self.look_at_own_size(at, clean);

@@ -34,7 +34,8 @@ impl Resource {
         self.volumes[at].probed.take()
     }
 
-    /// Takes up the size that the backing device has now.
+    /// Takes up the size that the backing device has now. With `is_asked` by the operator the peer
+    /// is to do so, too.
     ///
     /// # Errors
     /// Why not, for the operator; nothing was changed.
@@ -45,6 +46,7 @@ impl Resource {
         size: Option<Sector>,
         clean: bool,
         alone: bool,
+        is_asked: bool,
     ) -> Result<(), String> {
         let volume = &self.volumes[at];
         let state = volume.state;
@@ -103,12 +105,14 @@ impl Resource {
         if size.is_some() {
             self.volumes[at].config.disk.size = size;
         }
-        let grows = agreed.size > self.volumes[at].size;
-        if agreed.size != self.volumes[at].size {
+        let was = self.volumes[at].size;
+        if agreed.size != was {
             self.resize_to(at, agreed.size, clean);
         }
-        if state.conn == Conn::Connected {
-            self.volumes[at].resync_after_grow = grows && !clean;
+        // The peer looks at its disk in turn: without anything new that would go on for ever.
+        let is_news = agreed.size != was || geometry.capacity != old.capacity;
+        if state.conn == Conn::Connected && (is_asked || is_news) {
+            self.volumes[at].resync_after_grow = agreed.size > was && !clean;
             self.announce_size(at, clean);
         }
         Ok(())

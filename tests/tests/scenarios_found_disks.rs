@@ -218,6 +218,39 @@ fn a_grown_disk_is_looked_at_after_the_resync() {
     w.wait_synced();
 }
 
+/// A node whose disk has room enough for what its peer's has gained looks at it all the same when a
+/// resize is asked for: it may have grown, too, and then its metadata moves to the new end (BM-8).
+/// It stayed at the old end, where it was not found at the next start. The roles are of no concern.
+#[test]
+fn a_grown_disk_with_room_enough_is_looked_at() {
+    for is_used in [true, false] {
+        let mut w = World::new(794, Setup::with(|s| s.nodes[B].devices[0].data = 20 * MIB));
+        w.start_synced();
+        let old = w.nodes[A].sizes[0];
+        for (n, size) in [(A, 16), (B, 24)] {
+            w.nodes[n].backing[0].data.grow(size * MIB);
+        }
+        let resize = Command::Resize {
+            volume: None,
+            size: None,
+            assume_clean: false,
+            assume_peer_has_space: false,
+        };
+        w.must(A, resize);
+        w.run_until("the resync begins", Span::from_secs(60), |w| w.conn(B) == Conn::SyncTarget);
+        if !is_used {
+            w.must(A, Command::Secondary { holder: None });
+        }
+        w.wait_synced();
+        w.settle();
+        assert!(w.nodes[A].sizes[0] > old + 7 * MIB, "all of the new space is in use");
+        w.kill(B);
+        w.restart(B);
+        w.wait_synced();
+        assert!(w.packets_sent("P_SIZES") < 30, "the nodes come to rest");
+    }
+}
+
 /// A node whose data is given up is Inconsistent until a resync from the peer has ended, although
 /// the connection is lost before that begins and both are of the same generation. It was taken for
 /// equal after the next handshake, with other data than its peer (BM-1, RS-1).

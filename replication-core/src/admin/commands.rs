@@ -3,7 +3,9 @@
 //! A step looks at the state, does what is possible, and says whether it has to wait; it is called
 //! again after every event.
 
-use super::{End, Ending, Job, Outcome, Phase, failure, held_open, refusal, requests_suspended};
+use super::{
+    End, Ending, Job, NOBODY, Outcome, Phase, failure, held_open, refusal, requests_suspended,
+};
 use crate::action::{Level, Scope};
 use crate::config::ResourceConfig;
 use crate::connect::Then;
@@ -366,10 +368,11 @@ impl Resource {
         clean: bool,
         alone: bool,
     ) -> Outcome {
+        let is_asked = job.id != NOBODY;
         match job.phase {
             Phase::Start => {
                 for at in job.todo.clone() {
-                    if let Some(refusal) = self.check_resize(at, alone) {
+                    if let Some(refusal) = self.check_resize(at, alone, is_asked) {
                         return Outcome::Refuse(refusal);
                     }
                 }
@@ -386,7 +389,7 @@ impl Resource {
                     job.phase = Phase::Settle;
                     return Outcome::Again;
                 };
-                if let Some(refusal) = self.check_resize(at, alone) {
+                if let Some(refusal) = self.check_resize(at, alone, is_asked) {
                     // It was possible when the command came.
                     return self.give_up_resize(job, refusal);
                 }
@@ -404,9 +407,9 @@ impl Resource {
                     return Outcome::Wait;
                 }
                 let Some(probed) = self.take_probe(at) else { return Outcome::Wait };
-                if let Err(text) =
-                    probed.and_then(|info| self.apply_resize(at, info, size, clean, alone))
-                {
+                let applied = probed
+                    .and_then(|info| self.apply_resize(at, info, size, clean, alone, is_asked));
+                if let Err(text) = applied {
                     let refusal = failure(111, text, "check the sizes of both disks");
                     return self.give_up_resize(job, refusal);
                 }
@@ -435,7 +438,8 @@ impl Resource {
         is_quiet && (!self.is_connected() || self.transfer_log.is_empty())
     }
 
-    pub(super) fn check_resize(&self, at: usize, alone: bool) -> Option<Refusal> {
+    /// The rules for whom a resize may begin with do not apply to the node that follows.
+    fn check_resize(&self, at: usize, alone: bool, is_asked: bool) -> Option<Refusal> {
         let volume = &self.volumes[at];
         let state = volume.state;
         if !volume.has_usable_disk() {
@@ -445,7 +449,8 @@ impl Resource {
             let text = "Resize not allowed during resync.";
             return Some(failure(130, text, "wait with: drbdctl wait-sync"));
         }
-        if state.conn == Conn::Connected
+        if is_asked
+            && state.conn == Conn::Connected
             && state.role == Role::Secondary
             && state.peer == Role::Secondary
         {
