@@ -619,6 +619,7 @@ impl Resource {
             volume.resync = None;
             volume.peer_uuids = None;
             volume.peer_sizes = None;
+            volume.grows_to = None;
             volume.peer_was_forced = false;
         }
         self.save_bitmaps();

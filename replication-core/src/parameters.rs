@@ -300,17 +300,36 @@ impl Resource {
         }
         // What either operator asked for is known on both nodes from here on.
         self.volumes[at].config.disk.size = (agreed.user != Sector(0)).then_some(agreed.user);
-        if agreed.size != old {
+        let grows = agreed.size > old && old != Sector(0);
+        let waits = grows && handshaking;
+        self.volumes[at].grows_to = waits.then_some((agreed.size, clean));
+        if !waits && agreed.size != old {
             self.resize_to(at, agreed.size, clean);
         }
         if !handshaking && theirs.current_sectors != agreed.size.0 {
             self.send_sizes(at, false, theirs.flags);
         }
-        if agreed.size > old && old != Sector(0) && !clean {
+        // A peer that grows now needs the new part, too: this node may have grown in a connection
+        // that was lost before the resync began.
+        let peer_grows = handshaking
+            && theirs.disk_sectors != 0
+            && theirs.current_sectors != 0
+            && theirs.current_sectors < agreed.size.0;
+        if (grows || peer_grows) && !clean {
             self.volumes[at].resync_after_grow = true;
         }
         if !handshaking {
             self.start_grow_sync(at);
+        }
+    }
+
+    /// The size that both nodes have grown to while they were apart is taken into use together with
+    /// what the handshake has decided. So the superblock that says so is that of the generation in
+    /// which the source of the new part begins its resync: should both nodes die before, that part
+    /// is not forgotten (BM-8, RS-1).
+    fn grow_as_agreed(&mut self, at: usize) {
+        if let Some((size, clean)) = self.volumes[at].grows_to.take() {
+            self.resize_to(at, size, clean);
         }
     }
 
@@ -464,7 +483,7 @@ impl Resource {
         let volume = &self.volumes[at];
         let is_first = volume.state.conn == Conn::WFReportParams;
         let used = volume.peer_sizes.map_or(0, |sizes| sizes.current);
-        let own = volume.size.0;
+        let own = volume.grows_to.map_or(volume.size, |(size, _)| size).0;
         let is_short = own != 0 && used > own && volume.disk.is_some();
         (is_first && is_short && theirs.disk >= Disk::Outdated && theirs.disk != Disk::DUnknown)
             .then(|| {
@@ -485,6 +504,7 @@ impl Resource {
         let conclusion = pending.conclude(decision, &rules);
         match conclusion {
             Conclusion::Enter { state, establishes: _, answer, attach_refused } => {
+                self.grow_as_agreed(at);
                 if let Some(failure) = attach_refused {
                     let ix = self.volumes[at].ix;
                     let text = format!("attach refused by the handshake: {failure}");

@@ -226,6 +226,9 @@ pub(crate) struct Volume {
     pub(crate) peer_sizes: Option<PeerSizes>,
     /// The device sizes of both nodes allow it to grow: sync the new part once connected.
     pub(crate) resync_after_grow: bool,
+    /// The size that the volume grows to with the result of the handshake, and whether the new part
+    /// counts as equal.
+    pub(crate) grows_to: Option<(Sector, bool)>,
     /// The size of the own disk is to be looked at because the peer's has grown, and whether the new
     /// part counts as equal.
     pub(crate) unseen_size: Option<bool>,
@@ -273,6 +276,7 @@ impl Volume {
             peer_uuids: None,
             peer_sizes: None,
             resync_after_grow: false,
+            grows_to: None,
             unseen_size: None,
             peer_was_forced: false,
             seq: 0,

@@ -251,6 +251,82 @@ fn a_grown_disk_with_room_enough_is_looked_at() {
     }
 }
 
+/// Two Secondaries of 8 MiB whose disks have grown while both were down, by parts that differ.
+fn begin_apart_and_grown(w: &mut World) {
+    w.start_synced();
+    w.must(A, Command::Secondary { holder: None });
+    w.settle();
+    for n in [A, B] {
+        w.kill(n);
+        w.nodes[n].backing[0].data.grow(12 * MIB);
+    }
+    w.nodes[A].backing[0].data.write(10 * MIB, &[0x77; 4096], true);
+    w.since_sync[0].troubled = true;
+    for n in [A, B] {
+        w.restart(n);
+    }
+}
+
+/// Both devices have grown while the nodes were apart, and nodes die at any point of the connection
+/// on which they find out: the new part, which differs, is copied with the next one (BM-8, RS-1). Both
+/// had it marked, but met as equal if neither had begun the resync; or one of them, which had not
+/// grown before, waited for ever for the other one to begin it.
+#[test]
+fn a_part_that_grew_while_apart_is_not_forgotten() {
+    let points = (0..12).flat_map(|step| [(step, A), (step, B)]);
+    let deaths = |(step, slow)| [&[A, B][..], &[A], &[B]].map(|dying| (step, slow, dying));
+    for (step, slow, dying) in points.flat_map(deaths) {
+        let setup = Setup::with(|s| {
+            s.external_meta(2048);
+            s.nodes[slow].disk_time = (Span::from_ms(4), Span::from_ms(4));
+        });
+        let mut w = World::new(900 + step, setup);
+        begin_apart_and_grown(&mut w);
+        let limit = Span::from_secs(60);
+        w.run_until("a node grows", limit, |w| w.nodes.iter().any(|n| n.sizes[0] > 8 * MIB));
+        for _ in 0..step {
+            w.step();
+        }
+        for n in dying {
+            w.kill(*n);
+        }
+        for n in dying {
+            w.restart(*n);
+        }
+        w.wait_synced();
+        w.compare_all(0);
+        w.check_equal(0);
+    }
+}
+
+/// The same, if both die when only one of them has written down that it grew: the other one, which
+/// grows on the next connection, waited for ever for a resync that was not begun.
+#[test]
+fn a_node_that_grew_alone_gives_what_it_grew_by() {
+    for (seed, stuck) in (960..966).flat_map(|seed| [(seed, A), (seed, B)]) {
+        let mut w = World::new(seed, Setup::with(|s| s.external_meta(2048)));
+        begin_apart_and_grown(&mut w);
+        w.run_until("both meet", Span::from_secs(60), |w| w.conn(stuck) == Conn::WFReportParams);
+        let fault =
+            Fault { kind: Kind::MetaWrite, range: None, times: Some(1), trouble: Trouble::Stick };
+        w.nodes[stuck].backing[0].meta_disk_mut().add_fault(fault);
+        let size = |w: &World, n: usize| w.on_disk(n, 0).map(|on_disk| on_disk.superblock.la_size);
+        let old = size(&w, stuck);
+        w.run_until("one grows", Span::from_secs(60), |w| size(w, 1 - stuck) > old);
+        assert_eq!(size(&w, stuck), old);
+        w.kill(A);
+        w.kill(B);
+        w.nodes[stuck].backing[0].meta_disk_mut().heal();
+        // The later one decides ties: it would be the source.
+        w.restart(stuck);
+        w.run_for(Span::from_ms(100));
+        w.restart(1 - stuck);
+        w.wait_synced();
+        w.compare_all(0);
+        w.check_equal(0);
+    }
+}
+
 /// A node whose data is given up is Inconsistent until a resync from the peer has ended, although
 /// the connection is lost before that begins and both are of the same generation. It was taken for
 /// equal after the next handshake, with other data than its peer (BM-1, RS-1).
