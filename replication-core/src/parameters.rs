@@ -470,8 +470,16 @@ impl Resource {
         };
         match report.judge() {
             Verdict::Dropped => {}
-            Verdict::ResyncEnd { finish: true } => self.begin_source_end(at),
-            Verdict::ResyncEnd { finish: false } => self.refuse_source_end(at),
+            Verdict::ResyncEnd { finish } => {
+                // Another one may follow before the end is settled here (ST-3).
+                let state = State { peer: packet.role, ..self.volumes[at].state };
+                self.set_state(at, state, "peer's role");
+                if finish {
+                    self.begin_source_end(at);
+                } else {
+                    self.refuse_source_end(at);
+                }
+            }
             Verdict::VerifyEnd => {}
             Verdict::Pending(pending) => self.conclude_state(at, pending),
         }

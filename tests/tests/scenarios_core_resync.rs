@@ -1,9 +1,9 @@
-//! The speed of a resync: what bounds it, and what does not.
+//! The speed of a resync: what bounds it, and what does not; and how it ends.
 
 use replication_core::config::{OnIoError, RateConfig};
 use replication_core::control::Command;
 use replication_core::event::VolumeIx;
-use replication_core::state::Conn;
+use replication_core::state::{Conn, Role};
 use replication_core::units::{Errno, SectorRange, Span};
 use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::setup::{MIB, Setup};
@@ -140,4 +140,23 @@ fn a_failed_block_does_not_hide_the_others() {
     let resource = w.nodes[B].resource.as_ref().expect("it runs");
     assert_eq!(resource.out_of_sync_in(VolumeIx(0), blocks), 0, "the other block is copied");
     assert_ne!(w.status(B).volumes[0].out_of_sync_kib, 0, "the bad one stays marked");
+}
+
+/// A target that is demoted as soon as its resync has ended: the source, which is still ending it,
+/// hears of that, too (ST-3). It took the second report for the first one once more, and went on to
+/// know a Primary.
+#[test]
+fn a_demotion_behind_the_end_of_a_resync_is_heard() {
+    let mut w = World::new(890, Setup::default());
+    w.start_synced();
+    w.disk_failed(A, 0);
+    w.must(A, Command::Invalidate(None));
+    let limit = Span::from_secs(60);
+    w.run_until("a target", limit, |w| w.conn(A) == Conn::SyncTarget);
+    w.run_until("its end", limit, |w| w.conn(A) == Conn::Connected);
+    assert!(w.conn(B) > Conn::Connected, "the source has not heard of it");
+    w.tell(A, Command::Secondary { holder: None });
+    w.wait_synced();
+    w.settle();
+    assert_eq!(w.state(B, 0).peer, Role::Secondary);
 }

@@ -36,7 +36,7 @@ pub struct PeerReport {
 pub enum Verdict {
     /// The connection is ending: the packet is dropped.
     Dropped,
-    /// The target reports the end of the resync. Nothing else is taken from the packet.
+    /// The target reports the end of the resync. Only its role is taken from the packet, too.
     ResyncEnd {
         /// Our bits are clear too: finish the resync. Otherwise we have marked what the target
         /// takes for equal, and have to begin anew.
