@@ -21,7 +21,9 @@ use crate::config::OnIoError;
 use crate::event::{OpId, VolumeIx};
 use crate::gi::Uuid;
 use crate::limits::AL_UPDATES_PER_TRANSACTION;
-use crate::meta::al_journal::{block_index, encode_initialised, encode_transaction};
+use crate::meta::al_journal::{
+    AlBlock, block_index, decode_block, encode_initialised, encode_transaction,
+};
 use crate::meta::{Magic, MetaFlags, Page};
 use crate::mutant::Mutant;
 use crate::resource::{Op, Resource};
@@ -183,7 +185,9 @@ impl Resource {
                 self.write_superblock(at);
                 false
             }
-            MetaTask::Bitmap | MetaTask::InitLog => self.continue_meta(at, task),
+            MetaTask::Bitmap | MetaTask::InitLog | MetaTask::CheckLog => {
+                self.continue_meta(at, task)
+            }
         }
     }
 
@@ -197,6 +201,7 @@ impl Resource {
             let more = match task {
                 MetaTask::Bitmap => self.write_next_dirty(at),
                 MetaTask::InitLog => self.init_next_log_block(at),
+                MetaTask::CheckLog => self.read_log_back(at),
                 MetaTask::FlushData | MetaTask::Superblock | MetaTask::Then(_) => false,
             };
             if !more {
@@ -271,6 +276,33 @@ impl Resource {
         let id = self.new_op(Op::MetaPage(volume));
         self.out.push(Action::MetaWrite { id, volume, sector, page, durable });
         true
+    }
+
+    fn read_log_back(&mut self, at: usize) -> bool {
+        let disk = self.volumes[at].disk.as_mut().expect("the queue is its own");
+        let done = u32::try_from(disk.meta.cursor).expect("bounded by MAX_LOG_BLOCKS");
+        let pages = (disk.geometry.al_blocks() - done).min(READ_PAGES);
+        if pages == 0 || disk.meta.in_flight > 0 {
+            return false;
+        }
+        disk.meta.in_flight = 1;
+        disk.meta.cursor = u64::from(done + pages);
+        let sector = disk.geometry.al_block_sector(done);
+        self.read_meta(at, sector, pages);
+        true
+    }
+
+    pub(super) fn on_log_read_back(&mut self, at: usize, result: Result<&[Page], Errno>) {
+        let Some(disk) = self.volumes[at].disk.as_mut() else { return };
+        disk.meta.in_flight -= 1;
+        let is_empty = |page: &Page| matches!(decode_block(page), AlBlock::Initialised);
+        match result {
+            Ok(pages) if pages.iter().all(is_empty) => {}
+            Ok(_) => self.fail_disk(at, "The activity log was emptied, but reads back otherwise"),
+            Err(errno) => {
+                self.fail_disk(at, &format!("Local IO failed in meta data read ({errno})"));
+            }
+        }
     }
 
     fn write_superblock(&mut self, at: usize) {

@@ -141,6 +141,7 @@ impl Resource {
         self.push_meta(at, MetaTask::Superblock);
         self.push_meta(at, MetaTask::Bitmap);
         self.push_meta(at, MetaTask::InitLog);
+        self.push_meta(at, MetaTask::CheckLog);
         self.push_meta(at, MetaTask::Then(After::Resized));
         self.push_meta(at, MetaTask::Superblock);
         self.push_meta(at, MetaTask::Then(After::OpenGate));

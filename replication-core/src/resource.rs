@@ -91,7 +91,7 @@ pub(crate) enum Op {
     OpenDisk(VolumeIx),
     /// A second look at the size of an open backing device.
     ProbeDisk(VolumeIx),
-    /// A read of metadata during an attach.
+    /// A read of metadata during an attach, or of the emptied log.
     ReadMeta(VolumeIx),
     /// A page of the metadata task under way.
     MetaPage(VolumeIx),

@@ -65,6 +65,9 @@ pub(crate) enum MetaTask {
     Bitmap,
     /// Empty the activity log on the disk.
     InitLog,
+    /// Read the activity log back: a block that was not emptied would count after a crash, as newer
+    /// than the log that begins here (AL-2).
+    CheckLog,
     /// Write the superblock, with everything before it durable.
     Superblock,
     /// Go on with what waited.

@@ -96,6 +96,11 @@ impl Resource {
 
     pub(crate) fn on_meta_read(&mut self, ix: VolumeIx, result: Result<&[Page], Errno>) {
         let at = ix.at();
+        let stage = self.volumes[at].disk.as_ref().map(|disk| disk.stage);
+        if stage.is_none_or(|stage| stage >= Stage::Settling) {
+            self.on_log_read_back(at, result);
+            return;
+        }
         let pages = match result {
             Ok(pages) => pages,
             Err(errno) => {
@@ -104,7 +109,6 @@ impl Resource {
                 return;
             }
         };
-        let stage = self.volumes[at].disk.as_ref().map(|disk| disk.stage);
         let step = match stage {
             Some(Stage::Superblock) => self.on_superblock(at, &pages[0]),
             Some(Stage::Log) => self.on_log_pages(at, pages),
@@ -240,6 +244,7 @@ impl Resource {
         }
         self.push_meta(at, MetaTask::Bitmap);
         self.push_meta(at, MetaTask::InitLog);
+        self.push_meta(at, MetaTask::CheckLog);
         self.push_meta(at, MetaTask::Then(After::FinishAttach));
         Ok(())
     }

@@ -151,4 +151,40 @@ mod tests {
         // behind a gap repeats what was lost there.
         assert!(noticed > 20, "{noticed} of 24");
     }
+
+    /// An attach empties the log, and a block that it did not reach would count as a transaction after
+    /// the next crash, newer than those of the new log (AL-2, AL-6): that is noticed, the disk is
+    /// refused, and another attach goes well.
+    #[test]
+    fn a_log_that_was_not_emptied_is_not_used() {
+        for block in 0..8 {
+            let setup = Setup::with(|s| {
+                s.size(100 * MIB);
+                s.disk(|disk| disk.al_extents = 4);
+            });
+            let mut w = World::new(1, setup);
+            w.start_synced();
+            (0..11).for_each(|extent| write(&mut w, extent));
+            w.kill(A);
+            let log = w.log_area(A, 0);
+            let trouble = Trouble::Misdirect(log.start + block * PAGE_SECTORS);
+            let kind = Access::MetaWrite;
+            let fault = Fault { kind, range: Some(log), times: Some(1), trouble };
+            w.nodes[A].backing[0].data.add_fault(fault);
+            w.boot(A);
+            // The first block to go is the oldest one: number 3 is in the place of number 11.
+            let is_refused = w.ask(A, Command::Up).is_err();
+            assert_eq!(is_refused, block != 3, "block {block}");
+            if is_refused {
+                w.must(A, Command::Attach(None));
+                w.must(A, Command::Connect { discard_my_data: false });
+            }
+            w.wait_synced();
+            w.must(A, Command::Primary { force: false });
+            (11..17).for_each(|extent| write(&mut w, extent));
+            w.kill(A);
+            w.restart(A);
+            w.wait_synced();
+        }
+    }
 }
