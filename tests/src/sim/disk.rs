@@ -288,10 +288,14 @@ impl Disk {
         self.durable.keys().copied().chain(cached).collect()
     }
 
-    /// Whether the visible contents of a sector are durable.
+    /// Whether a power cut leaves the visible contents of a sector as they are: they are durable, or
+    /// whatever is not has the same contents.
     #[must_use]
     pub fn is_durable(&self, sector: u64) -> bool {
-        !self.cached.contains_key(&sector)
+        let cached = self.cached.get(&sector);
+        cached.is_none_or(|versions| {
+            versions.iter().all(|(_, bytes)| bytes[..] == *self.durable_sector(sector))
+        })
     }
 }
 
@@ -339,6 +343,19 @@ mod tests {
         disk.write(0, &filled(2, 1), true);
         assert!(disk.power_cut(Cut::LoseAll, &mut Rng::new(1)).is_empty());
         assert_eq!(disk.sector(0)[0], 2);
+    }
+
+    /// What is written once more is no less durable for it.
+    #[test]
+    fn the_same_contents_stay_durable() {
+        let mut disk = Disk::new(8);
+        assert!(disk.is_durable(0));
+        disk.write(0, &filled(1, 1), true);
+        disk.write(0, &filled(1, 1), false);
+        assert!(disk.is_durable(0));
+        disk.write(0, &filled(2, 1), false);
+        disk.write(0, &filled(1, 1), false);
+        assert!(!disk.is_durable(0), "what was in between may be left");
     }
 
     /// Zeroes are cached like other writes.
