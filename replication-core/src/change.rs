@@ -45,7 +45,7 @@ impl Resource {
     /// Whether a disk that waits for the handshake holds the data that was served meanwhile.
     fn negotiated_data_matches(&self, at: usize) -> bool {
         let volume = &self.volumes[at];
-        volume.disk.as_ref().is_some_and(|d| d.uuids.current.same(volume.exposed_uuid))
+        volume.disk.as_ref().is_some_and(|d| volume.is_in_use(d.uuids.current))
     }
 
     /// Whether the parameters of a connection are being exchanged.
@@ -297,9 +297,9 @@ impl Resource {
     fn serve_without_disk(&mut self, at: usize) {
         let volume = &mut self.volumes[at];
         if volume.state.disk == Disk::Diskless
-            && let Some(peer) = &volume.peer_uuids
+            && let Some(peer) = volume.peer_uuids
         {
-            volume.exposed_uuid = peer.uuids.current;
+            volume.expose(&peer.uuids);
         }
     }
 

@@ -338,7 +338,8 @@ impl Resource {
             assert!(disk.meta.in_flight > 0, "every page is answered once");
             disk.meta.in_flight -= 1;
             let is_superblock = disk.meta.tasks.front() == Some(&MetaTask::Superblock);
-            if is_superblock && result.is_ok() {
+            // Once the disk leaves, the data in use is that of the generation before (GI-1).
+            if is_superblock && result.is_ok() && disk.stage == Stage::Attached {
                 disk.durable_uuid = Uuid(disk.superblock.uuids.current);
                 volume.begun = volume.begun.filter(|begun| !begun.current.same(disk.durable_uuid));
             }

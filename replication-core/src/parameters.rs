@@ -400,9 +400,11 @@ impl Resource {
         };
         let state = self.volumes[at].state;
         let first = state.conn < Conn::Connected || state.pdsk == Disk::Diskless;
-        let exposed = self.volumes[at].exposed_uuid;
+        let volume = &self.volumes[at];
+        let exposed = volume.exposed_uuid;
         if first
             && !exposed.is_zero()
+            && !volume.is_in_use(peer.uuids.current)
             && let Err(e) = check_exposed_data(state.role, state.disk, exposed, &peer)
         {
             self.refuse_peer(&e.to_string());
@@ -417,7 +419,7 @@ impl Resource {
         }
         let serves = state.role == Role::Primary || state.conn >= Conn::Connected;
         if state.disk < Disk::Inconsistent && serves {
-            self.volumes[at].exposed_uuid = peer.uuids.current;
+            self.volumes[at].expose(&peer.uuids);
         }
     }
 

@@ -18,7 +18,7 @@ use crate::limits::AL_UPDATES_PER_TRANSACTION;
 use crate::meta::{Geometry, Page, Superblock};
 use crate::resync::target::Resync;
 use crate::slab::Key;
-use crate::state::{Conn, Disk, State};
+use crate::state::{Conn, Disk, Role, State};
 use crate::units::{Sector, SectorRange, Time};
 use crate::wire::BitmapReceiver;
 
@@ -223,6 +223,9 @@ pub(crate) struct Volume {
     pub(crate) size: Sector,
     /// Current identifier of the data that is being served without a local disk.
     pub(crate) exposed_uuid: Uuid,
+    /// The generation before that one, as long as nothing was acknowledged to the host since the peer
+    /// has begun the new one: its disk may fail over it.
+    pub(crate) exposed_before: Uuid,
     /// The generation that was begun last, until it is known to be on disk.
     pub(crate) begun: Option<BegunGeneration>,
     pub(crate) peer_uuids: Option<PeerUuids>,
@@ -275,6 +278,7 @@ impl Volume {
             disk: None,
             size: Sector(0),
             exposed_uuid: Uuid::ZERO,
+            exposed_before: Uuid::ZERO,
             begun: None,
             peer_uuids: None,
             peer_sizes: None,
@@ -298,6 +302,22 @@ impl Volume {
             wake_at: None,
             counters: Counters::default(),
         }
+    }
+
+    /// Whether this generation is the data that is being served without a local disk.
+    pub(crate) fn is_in_use(&self, generation: Uuid) -> bool {
+        let before = self.exposed_before;
+        generation.same(self.exposed_uuid) || (!before.is_zero() && generation.same(before))
+    }
+
+    /// Without a local disk, the peer's data is what the host sees.
+    pub(crate) fn expose(&mut self, peer: &Uuids) {
+        let old = self.exposed_uuid;
+        if !peer.current.same(old) {
+            let follows = self.state.role == Role::Primary && peer.bitmap.same(old);
+            self.exposed_before = if follows { old } else { Uuid::ZERO };
+        }
+        self.exposed_uuid = peer.current;
     }
 
     /// The attached local disk, if data may be read from or written to it.

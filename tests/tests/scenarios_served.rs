@@ -4,7 +4,7 @@
 
 use replication_core::control::Command;
 use replication_core::state::{Conn, Disk};
-use replication_core::units::{Errno, Span};
+use replication_core::units::{Errno, SectorRange, Span};
 use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::setup::Setup;
 use tests::sim::{A, B, World};
@@ -78,4 +78,70 @@ fn a_secondary_that_is_refused_begins_no_generation() {
     }
     w.wait_synced();
     w.read_all(A, 0);
+}
+
+/// The Primary's disk is taken away while its new generation is on the way to it, and it gets there:
+/// nothing was acknowledged in it, and the disk is given up as one of the generation before. It
+/// counted as the new one when it came back, beside the one in which the peer had gone on.
+#[test]
+fn a_generation_that_came_too_late_is_not_begun() {
+    let mut w = World::new(821, Setup::default());
+    w.start_synced();
+    w.write(A, 0, 0, 64);
+    w.settle();
+    let shared = on_disk(&w, A);
+    w.disk_failed(B, 0);
+    w.tell(B, Command::Detach { volume: None, force: true });
+    let limit = Span::from_secs(10);
+    w.run_until("B's disk is gone", limit, |w| w.state(A, 0).pdsk < Disk::Inconsistent);
+    assert_eq!(on_disk(&w, A), shared, "it is on the way");
+    w.disk_failed(A, 0);
+    w.must(A, Command::Detach { volume: None, force: true });
+    w.settle();
+    assert_ne!(on_disk(&w, A), shared, "it has got there");
+    w.must(B, Command::Attach(None));
+    w.run_until("B is back", limit, |w| w.state(A, 0).pdsk == Disk::UpToDate);
+    w.write(A, 0, 32, 64);
+    w.must(A, Command::Attach(None));
+    w.wait_synced();
+    w.read_all(A, 0);
+}
+
+/// The peer of a Primary that has lost its disk begins a generation, says so, and its disk fails over
+/// it. Nothing was acknowledged in it: the Primary goes on with the data of the generation before, on
+/// either disk. It asked for the one that was not begun, and refused both.
+#[test]
+fn a_generation_that_the_peer_failed_to_begin_is_not_asked_for() {
+    for first in [A, B] {
+        let mut w = World::new(822, Setup::default());
+        w.start_synced();
+        w.write(A, 0, 0, 64);
+        w.settle();
+        let backing = &w.nodes[B].backing[0];
+        let geometry = w.nodes[B].setup.geometry(0, backing.data.sectors(), None);
+        let superblock = geometry.expect("it has metadata").superblock.0;
+        let range = Some(SectorRange { start: superblock, end: superblock + 8 });
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind: Kind::MetaWrite, range, times: Some(1), trouble };
+        w.nodes[B].backing[0].data.add_fault(fault);
+        w.disk_failed(A, 0);
+        w.disk_failed(B, 0);
+        w.must(A, Command::Detach { volume: None, force: true });
+        let limit = Span::from_secs(10);
+        w.run_until("no disk is left", limit, |w| w.all(|state| state.disk == Disk::Diskless));
+        w.settle();
+        if first == A {
+            w.must(A, Command::Disconnect { force: true });
+        }
+        w.must(first, Command::Attach(None));
+        w.run_until("a good copy", limit, |w| {
+            let state = w.state(A, 0);
+            state.disk == Disk::UpToDate || state.pdsk == Disk::UpToDate
+        });
+        w.write(A, 0, 64, 8);
+        w.must(1 - first, Command::Attach(None));
+        w.tell(A, Command::Connect { discard_my_data: false });
+        w.wait_synced();
+        w.read_all(A, 0);
+    }
 }

@@ -307,7 +307,7 @@ impl Resource {
         let served = volume.exposed_uuid;
         let disk = volume.disk.as_ref().expect("an attach is under way");
         let is_serving = volume.state.role == Role::Primary && !served.is_zero();
-        let is_other = !disk.uuids.current.same(served);
+        let is_other = !volume.is_in_use(disk.uuids.current);
         if is_serving && is_other && volume.state.pdsk != Disk::UpToDate {
             let text = format!(
                 "can only attach to the data we lost last: current UUID is {}, in use is {served}",
@@ -420,6 +420,7 @@ impl Resource {
         let own = disk.durable_uuid;
         let followed = volume.peer_uuids.map(|peer| peer.uuids).filter(|u| u.bitmap.same(own));
         volume.exposed_uuid = followed.map_or(own, |uuids| uuids.current);
+        volume.exposed_before = Uuid::ZERO;
     }
 
     /// Ends a detach once nothing is in flight on the disk.

@@ -3,6 +3,7 @@
 use super::{AckKind, Local, Net, Progress, Request};
 use crate::connect::Then;
 use crate::event::HostOp;
+use crate::gi::Uuid;
 use crate::mutant::Mutant;
 use crate::resource::Resource;
 use crate::slab::Key;
@@ -301,6 +302,9 @@ impl Resource {
         let succeeded = self.has_succeeded(at, &request);
         if !succeeded && self.may_try_again(at, key, &request) {
             return;
+        }
+        if succeeded && request.is_write() {
+            self.volumes[at].exposed_before = Uuid::ZERO;
         }
         let result = if succeeded { Ok(()) } else { Err(Errno::EIO) };
         self.finish_with(key, result);
