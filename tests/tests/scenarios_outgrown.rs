@@ -98,6 +98,26 @@ fn a_resize_that_was_refused_before_a_restart() {
     w.read_all(A, 0);
 }
 
+/// A device that has grown by too little is attached in vain, which forgets nothing: when it has
+/// grown by enough, its metadata moves, and the peer sends what was missed and nothing else.
+#[test]
+fn a_device_that_grew_too_little_at_first() {
+    let mut w = World::new(733, Setup::with(|s| s.size(128 * MIB)));
+    w.start_synced();
+    w.kill(B);
+    grow(&mut w, B, 1);
+    w.boot(B);
+    w.check_resize(B);
+    let refusal = w.must_not(B, Command::Up);
+    assert_eq!(refusal.code, 119, "{refusal:?}");
+    w.kill(B);
+    grow(&mut w, B, 7);
+    w.write(A, 0, 640, 24);
+    w.restart(B);
+    w.wait_synced();
+    assert_eq!(w.status(B).volumes[0].received_kib, 12);
+}
+
 /// Nobody guesses: without a size that is known, the disk stays away, as it is.
 #[test]
 fn a_device_whose_size_nobody_remembers() {

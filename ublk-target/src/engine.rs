@@ -467,7 +467,7 @@ impl Engine {
 
     fn on_opened(&mut self, id: OpId, volume: VolumeIx, result: Result<Opened, String>) {
         let result = result.and_then(|opened| {
-            self.frontend.set_was_primary(volume, opened.was_primary);
+            self.frontend.set_was_primary(volume, opened.was_primary());
             self.frontend.check_block_size(volume, opened.info.logical_block_size)?;
             let info = self.disks.attach(volume, opened);
             self.found[volume.at()] = Some(info);
@@ -656,14 +656,14 @@ impl Engine {
 
     fn open_disk(&mut self, id: OpId, volume: VolumeIx) {
         let backing = self.config.backing[volume.at()].clone();
-        let kind = self.config.resource.volumes[volume.at()].meta;
+        let config = &self.config.resource.volumes[volume.at()];
+        let (kind, configured) = (config.meta, config.disk.size);
         let sizes = self.sizes_path(volume);
         let open = move || {
             let kind = kind.context("this node has no metadata for the volume");
             let opened = kind.and_then(|kind| disk::open(&backing, kind));
             if let (Ok(opened), Some(sizes)) = (&opened, sizes)
-                && opened.has_superblock
-                && let Err(error) = disk::remember_seen(&sizes, opened.info.data_sectors)
+                && let Err(error) = disk::remember_seen(&sizes, opened, configured)
             {
                 tracing::warn!("metadata will not be found if the disk grows offline: {error:#}");
             }

@@ -59,10 +59,11 @@ pub enum KnownSizesError {
 }
 
 impl KnownSizes {
-    /// Metadata was seen at the end of a device of this size.
+    /// What is known once `superblock` was read at the end of a device of this size: nothing new,
+    /// unless it was written for that size. `configured` is the size that the operator has set.
     #[must_use]
-    pub fn seen(size: Sector) -> Self {
-        Self(vec![size])
+    pub fn seen(superblock: &Superblock, size: Sector, configured: Option<Sector>) -> Option<Self> {
+        layout_for(superblock, size, configured).is_ok().then(|| Self(vec![size]))
     }
 
     /// The device has this size, and metadata is about to move to its end.
@@ -207,9 +208,19 @@ fn fitting(
     configured: Option<Sector>,
 ) -> Result<(Superblock, Geometry), FormatError> {
     let superblock = Superblock::decode(page)?;
+    let geometry = layout_for(&superblock, device, configured)?;
+    Ok((superblock, geometry))
+}
+
+/// The layout of the metadata, if it was written for a device of this size.
+fn layout_for(
+    superblock: &Superblock,
+    device: Sector,
+    configured: Option<Sector>,
+) -> Result<Geometry, FormatError> {
     let geometry = superblock.geometry(MetaKind::Internal, device, device)?;
     superblock.check(&geometry, configured)?;
-    Ok((superblock, geometry))
+    Ok(geometry)
 }
 
 /// A superblock at a former end of the device that is no part of the data or the metadata.

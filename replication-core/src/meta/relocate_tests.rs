@@ -183,6 +183,26 @@ fn nowhere() {
     assert!(matches!(medium.look(262_145, &[]), Place::Nowhere(Nowhere::Unfit(_))));
 }
 
+/// Only metadata that was written for the size of its device replaces what is known: at 128 MiB the
+/// superblock stays where it is when the device grows by less than a page, and the bitmap does not.
+#[test]
+fn metadata_is_seen_at_its_own_size() {
+    let (medium, superblock) = used(262_144);
+    let seen = |size| KnownSizes::seen(&superblock, Sector(size), None);
+    assert_eq!(layout(262_144).superblock, layout(262_145).superblock);
+    assert_eq!(seen(262_144), Some(KnownSizes(vec![Sector(262_144)])));
+    for size in [7, 262_145, 262_152] {
+        assert_eq!(seen(size), None, "{size} sectors");
+    }
+    // What the operator has set counts, as it does when the metadata is looked for.
+    let mut shrunk = superblock;
+    shrunk.la_size = Sector(layout(262_144).capacity.0 + 8);
+    assert_eq!(KnownSizes::seen(&shrunk, Sector(262_144), None), None);
+    assert!(KnownSizes::seen(&shrunk, Sector(262_144), Some(Sector(1000))).is_some());
+    assert_eq!(medium.look(262_144, &[]), Place::AtEnd { leftover: None });
+    assert!(matches!(medium.look(262_145, &[]), Place::Nowhere(Nowhere::Unfit(_))));
+}
+
 /// The newest of several sizes that has metadata counts: older metadata is outdated.
 #[test]
 fn the_newest_metadata_counts() {
@@ -220,7 +240,7 @@ fn data_is_no_leftover() {
 /// read back, and nothing else is.
 #[test]
 fn known_sizes() {
-    let mut known = KnownSizes::seen(Sector(1));
+    let mut known = KnownSizes(vec![Sector(1)]);
     (2..50).for_each(|size| known.expect(Sector(size)));
     known.expect(Sector(48));
     let sizes: Vec<u64> = known.iter().map(|size| size.0).collect();

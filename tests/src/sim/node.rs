@@ -678,10 +678,11 @@ impl World {
     }
 
     fn open_disk(&mut self, n: usize, volume: usize, is_attach: bool) -> DiskInfo {
+        let configured = self.nodes[n].setup.config.volumes[volume].disk.size;
         let backing = &mut self.nodes[n].backing[volume];
         backing.is_open = true;
         if is_attach {
-            backing.remember_seen();
+            backing.remember_seen(configured);
         } else {
             backing.remember_expected();
         }

@@ -13,13 +13,20 @@ use super::node::Backing;
 use super::world::World;
 
 impl Backing {
-    /// The driver has opened the device: its size is remembered if the superblock is in place.
-    pub(crate) fn remember_seen(&mut self) {
+    /// The driver has opened the device: its size is remembered if its metadata is in place.
+    pub(crate) fn remember_seen(&mut self, configured: Option<Sector>) {
         let size = Sector(self.data.sectors());
+        if self.meta.is_some() {
+            // Nobody looks for it here; the checks of writes know the size by it.
+            self.known.expect(size);
+            return;
+        }
         let sector = superblock_sector(MetaKind::Internal, size, size);
-        let is_seen = |at: Sector| Superblock::decode(read_page(&self.data, at).as_ref()).is_ok();
-        if self.meta.is_some() || sector.is_ok_and(is_seen) {
-            self.known = KnownSizes::seen(size);
+        let page = sector.ok().map(|at| read_page(&self.data, at));
+        let superblock = page.and_then(|page| Superblock::decode(&page).ok());
+        let seen = superblock.and_then(|found| KnownSizes::seen(&found, size, configured));
+        if let Some(known) = seen {
+            self.known = known;
         }
     }
 

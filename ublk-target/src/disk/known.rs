@@ -13,12 +13,17 @@ use anyhow::{Context, Result};
 use replication_core::meta::KnownSizes;
 use replication_core::units::Sector;
 
-/// Remembers that metadata was seen at the end of a device of this size.
+use super::open::Opened;
+
+/// Remembers the size of a device that was opened, if its internal metadata is at its end. If not,
+/// what is known already tells where it is.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn remember_seen(path: &Path, size: Sector) -> Result<()> {
-    let known = KnownSizes::seen(size);
+pub fn remember_seen(path: &Path, opened: &Opened, configured: Option<Sector>) -> Result<()> {
+    let size = opened.info.data_sectors;
+    let seen = opened.superblock.and_then(|found| KnownSizes::seen(&found, size, configured));
+    let Some(known) = seen else { return Ok(()) };
     // What cannot be read is replaced.
     if load(path).is_ok_and(|found| found == known) {
         return Ok(());
@@ -64,23 +69,54 @@ fn save(path: &Path, known: &KnownSizes) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::open::open;
     use super::*;
+    use replication_core::config::BackingConfig;
+    use replication_core::meta::{Geometry, MetaKind, Page, Superblock};
+    use std::os::unix::fs::FileExt;
+
+    /// A disk of so many sectors, opened, with metadata that was written for another size.
+    fn opened(dir: &tempfile::TempDir, sectors: u64, written_for: u64) -> Opened {
+        let path = dir.path().join("disk");
+        let file = File::create(&path).unwrap();
+        file.set_len(sectors * 512).unwrap();
+        let size = Sector(written_for);
+        let geometry = Geometry::new(MetaKind::Internal, size, size, 0, 0).unwrap();
+        let mut page = Page::zeroed();
+        Superblock::fresh(&geometry).encode(&mut page);
+        file.write_all_at(&page.0, geometry.superblock.byte()).unwrap();
+        let disk = Some(path.to_str().unwrap().to_owned());
+        open(&BackingConfig { disk, meta_disk: None }, MetaKind::Internal).unwrap()
+    }
 
     #[test]
     fn sizes_are_remembered() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lib").join("r0-0.sizes");
         let text = || std::fs::read_to_string(&path).unwrap();
-        remember_expected(&path, Sector(8)).unwrap();
-        remember_expected(&path, Sector(16)).unwrap();
-        assert_eq!(text(), "# sectors of the disk, newest size first\n16\n8\n");
-        remember_seen(&path, Sector(16)).unwrap();
-        assert_eq!(text(), "# sectors of the disk, newest size first\n16\n");
+        remember_expected(&path, Sector(2048)).unwrap();
+        remember_expected(&path, Sector(4096)).unwrap();
+        assert_eq!(text(), "# sectors of the disk, newest size first\n4096\n2048\n");
+        remember_seen(&path, &opened(&dir, 4096, 4096), None).unwrap();
+        assert_eq!(text(), "# sectors of the disk, newest size first\n4096\n");
         std::fs::write(&path, "nonsense\n").unwrap();
-        let error = remember_expected(&path, Sector(24)).unwrap_err();
+        let error = remember_expected(&path, Sector(8192)).unwrap_err();
         assert!(format!("{error:#}").contains("line 1"), "{error:#}");
-        remember_seen(&path, Sector(24)).unwrap();
-        assert_eq!(load(&path).unwrap(), KnownSizes::seen(Sector(24)));
+        remember_seen(&path, &opened(&dir, 8192, 8192), None).unwrap();
+        assert_eq!(text(), "# sectors of the disk, newest size first\n8192\n");
+    }
+
+    /// Metadata that an attach will refuse, because the device has grown by too little for it to
+    /// move, is found by the size that was known before, and by no other.
+    #[test]
+    fn a_size_that_metadata_was_not_written_for_is_not_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r0-0.sizes");
+        std::fs::write(&path, "262144\n").unwrap();
+        let grown = opened(&dir, 262_145, 262_144);
+        assert!(grown.superblock.is_some(), "it is where one of the new size would be");
+        remember_seen(&path, &grown, None).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "262144\n");
     }
 
     #[test]
@@ -88,7 +124,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
         let path = dir.path().join("file").join("r0-0.sizes");
-        let error = remember_seen(&path, Sector(8)).unwrap_err();
+        let error = remember_seen(&path, &opened(&dir, 2048, 2048), None).unwrap_err();
         assert!(format!("{error:#}").contains("r0-0.sizes"), "{error:#}");
     }
 }

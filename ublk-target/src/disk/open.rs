@@ -36,10 +36,16 @@ pub struct Opened {
     pub info: DiskInfo,
     /// Discards go to the device as such if it cannot punch holes.
     pub is_block_device: bool,
-    /// The superblock is where it has to be.
-    pub has_superblock: bool,
+    /// What is where the superblock has to be. Whether it fits is found and reported by the core.
+    pub superblock: Option<Superblock>,
+}
+
+impl Opened {
     /// According to its metadata, this node was Primary when its last engine ended.
-    pub was_primary: bool,
+    #[must_use]
+    pub fn was_primary(&self) -> bool {
+        self.superblock.is_some_and(|found| found.flags.contains(MetaFlags::PRIMARY_IND))
+    }
 }
 
 /// Whether others may use a metadata device at the same time.
@@ -83,14 +89,7 @@ fn open_within(backing: &BackingConfig, kind: MetaKind, patience: Duration) -> R
     let meta_file = meta.as_ref().map_or(&data.file, |meta| &meta.file);
     let superblock = superblock(kind, &info, meta_file);
     let meta = meta.map(|meta| OwnedFd::from(meta.file));
-    Ok(Opened {
-        data: data.file.into(),
-        meta,
-        info,
-        is_block_device,
-        has_superblock: superblock.is_some(),
-        was_primary: superblock.is_some_and(|found| found.flags.contains(MetaFlags::PRIMARY_IND)),
-    })
+    Ok(Opened { data: data.file.into(), meta, info, is_block_device, superblock })
 }
 
 /// The superblock. What is wrong with one is found and reported by the core, which reads it again.
@@ -295,7 +294,7 @@ mod tests {
     fn the_superblock_tells_who_was_primary() {
         let dir = tempfile::tempdir().unwrap();
         let data = file(&dir, "data", 1 << 20);
-        let was_primary = || open(&backing(&data, None), MetaKind::Internal).unwrap().was_primary;
+        let was_primary = || open(&backing(&data, None), MetaKind::Internal).unwrap().was_primary();
         assert!(!was_primary(), "there is no superblock");
         let sectors = Sector(2048);
         let geometry = Geometry::new(MetaKind::Internal, sectors, sectors, 0, 0).unwrap();
