@@ -104,6 +104,36 @@ fn refusals() {
     bed.run("check-resize r0/7").fails(1, "no such volume");
 }
 
+/// Metadata that was replaced or given up is not looked for where it once was. Questions forget
+/// nothing.
+#[test]
+fn sizes_are_forgotten_with_the_metadata() {
+    let table = [
+        ("-d create-md r0", true),
+        ("create-md r0", false),
+        ("-d wipe-md --force r0", true),
+        ("wipe-md r0", true),
+        ("wipe-md --force r0", false),
+    ];
+    for (line, is_remembered) in table {
+        let bed = used();
+        let disk = bed.path("disk");
+        resize(&disk, 80 * MIB);
+        assert_eq!(bed.run(line).exit, 0, "{line}");
+        assert_eq!(bed.run_file("r0-0.sizes").exists(), is_remembered, "{line}");
+        // What was created is not at this end, either.
+        resize(&disk, 96 * MIB);
+        let before = std::fs::read(&disk).unwrap();
+        let ran = bed.run("check-resize r0");
+        if is_remembered {
+            assert!(ran.works().contains("has grown from 131072 to 196608 sectors"), "{line}");
+        } else {
+            ran.fails(255, "No valid meta data found");
+            assert!(std::fs::read(&disk).unwrap() == before, "{line}");
+        }
+    }
+}
+
 /// A disk that somebody uses is left alone.
 #[test]
 fn a_disk_in_use() {

@@ -5,7 +5,9 @@
 //! device, the file that remembers its sizes, and the words. Looking takes no lock, so it hinders
 //! nobody; to write, the device is opened once more, for itself alone, and looked at again.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use replication_core::meta::relocate::{Nowhere, Place, Relocation, Step, look};
@@ -137,7 +139,7 @@ impl Outgrown {
                 );
                 Failure::new(exit::SYSTEM, text)
             }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(KnownSizes::default()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(KnownSizes::default()),
             Err(error) => Err(Failure::system(act(), &error)),
         }
     }
@@ -160,6 +162,21 @@ impl Outgrown {
         let text =
             format!("{object}: {disk}: {nowhere}; nothing was changed\n  what to do: {advice}");
         Failure::new(exit, text)
+    }
+}
+
+/// Forgets the sizes that a disk has had, because the metadata that was seen by them is given up:
+/// whatever is left at one of these places may not come to life.
+///
+/// # Errors
+/// If they may come back.
+pub fn forget(sizes: &Path) -> Result<(), Failure> {
+    let dir = sizes.parent().expect("the path was joined to a directory");
+    match std::fs::remove_file(sizes).and_then(|()| File::open(dir)?.sync_all()) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        done => {
+            done.map_err(|error| Failure::system(format!("remove {}", sizes.display()), &error))
+        }
     }
 }
 

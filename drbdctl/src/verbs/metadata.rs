@@ -1,5 +1,6 @@
 //! `create-md`, `wipe-md`, `dump-md`, `check-resize`: on disks that no engine uses.
 
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use replication_core::config::known_sizes_path;
@@ -12,7 +13,7 @@ use crate::engine::{self, Mute};
 use crate::exit::{self, Failure};
 use crate::md::create::Target;
 use crate::md::device::Access;
-use crate::md::relocate::Outgrown;
+use crate::md::relocate::{Outgrown, forget};
 use crate::object::Named;
 
 /// What is known of the engine of a resource.
@@ -39,6 +40,7 @@ impl Session<'_> {
                 writeln!(self.out, "{resource}/{}: would create metadata", volume.nr)?;
                 continue;
             }
+            forget(&self.sizes_path(&resource, &volume))?;
             let out = &mut *self.out;
             target.create(&plan, |line| Ok(writeln!(out, "{line}")?))?;
         }
@@ -54,6 +56,10 @@ impl Session<'_> {
                 continue;
             }
             let target = Target::open(&resource, &volume, Access::Write)?;
+            if force {
+                // Even if there is none at the end: it is all to go, wherever it is.
+                forget(&self.sizes_path(&resource, &volume))?;
+            }
             if target.wipe(force)? {
                 writeln!(self.out, "Wiping meta data...")?;
                 writeln!(self.out, "DRBD meta data block successfully wiped out.")?;
@@ -117,7 +123,7 @@ impl Session<'_> {
         volume: &VolumeView,
         engine: Engine,
     ) -> Result<Option<String>, Failure> {
-        let sizes = known_sizes_path(&self.context.run_dir, resource, VolumeNr(volume.nr));
+        let sizes = self.sizes_path(resource, volume);
         let Some(outgrown) = Outgrown::new(resource, volume, sizes) else {
             return Ok(None);
         };
@@ -127,6 +133,10 @@ impl Session<'_> {
             return Ok(None);
         }
         outgrown.settle(self.context.dry_run)
+    }
+
+    fn sizes_path(&self, resource: &str, volume: &VolumeView) -> PathBuf {
+        known_sizes_path(&self.context.run_dir, resource, VolumeNr(volume.nr))
     }
 
     /// Refuses metadata that an engine works with.

@@ -8,6 +8,10 @@
 //! its new offsets. Reading and writing is up to the caller, who also has to keep everybody else
 //! away from the device.
 //!
+//! The list does not say whose metadata was seen: the stock tool writes a zero where v08 has an
+//! identifier of the device, and generations change more often than the list is written. So whoever
+//! creates or erases metadata has to empty it.
+//!
 //! # Crashes (MD-1, MD-5)
 //!
 //! * The new place lies behind the old one: the old metadata is whole until the new superblock is
