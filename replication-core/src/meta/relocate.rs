@@ -119,7 +119,7 @@ impl fmt::Display for KnownSizes {
 pub enum Place {
     /// At its end.
     AtEnd {
-        /// A superblock that a move has left behind, to be erased.
+        /// The superblock that a move was cut off from erasing.
         leftover: Option<Sector>,
     },
     /// Where its end was. It has to move.
@@ -159,6 +159,8 @@ pub enum Nowhere {
 
 /// Looks for the internal metadata of a device: at its end, then at the ends it is known to have
 /// had. `configured` is the size that the operator has set, if any; `read` reads a page.
+///
+/// What fits at the end counts, even if there is more elsewhere: whoever attaches the disk takes it.
 ///
 /// # Errors
 /// Those of `read`.
@@ -227,19 +229,31 @@ fn layout_for(
     Ok(geometry)
 }
 
-/// A superblock at a former end of the device that is no part of the data or the metadata.
+/// The superblock that a move to the end was about to erase when it was cut off. Any other at a
+/// former end may be worth more than the one at this end, and stays.
 fn leftover<E>(
     superblock: &Superblock,
     geometry: &Geometry,
     known: &KnownSizes,
     mut read: impl FnMut(Sector) -> Result<Box<Page>, E>,
 ) -> Result<Option<Sector>, E> {
+    let device = geometry.meta_device;
     // Without an agreed size nobody knows where data is.
     let first = superblock.la_size;
-    for was in known.iter().filter(|was| *was < geometry.meta_device && first.0 > 0) {
+    // A move is announced.
+    if first.0 == 0 || known.iter().next() != Some(device) {
+        return Ok(None);
+    }
+    for was in known.iter().filter(|was| *was < device) {
         let Ok(sector) = superblock_sector(MetaKind::Internal, was, was) else { continue };
-        let is_free = sector >= first && !touches(geometry, sector);
-        if is_free && Superblock::decode(read(sector)?.as_ref()).is_ok() {
+        if sector < first || touches(geometry, sector) {
+            continue;
+        }
+        // Nobody has used the disk since.
+        let is_same = |found: Superblock| {
+            (found.device_uuid, found.uuids) == (superblock.device_uuid, superblock.uuids)
+        };
+        if Superblock::decode(read(sector)?.as_ref()).is_ok_and(is_same) {
             return Ok(Some(sector));
         }
     }

@@ -236,6 +236,44 @@ fn data_is_no_leftover() {
     }
 }
 
+/// Only the superblock that was moved is erased where it was: one of another generation may be the
+/// better one, as may one that nobody has announced to move. A device that was larger before has an
+/// outdated superblock at its end again.
+#[test]
+fn other_metadata_is_no_leftover() {
+    let (medium, superblock) = used(131_072);
+    let at_end = |change: fn(&mut Superblock)| {
+        let mut end = superblock;
+        end.set_geometry(&layout(163_840));
+        change(&mut end);
+        let mut page = Page::zeroed();
+        end.encode(&mut page);
+        let mut medium = medium.clone();
+        medium.durable.insert(layout(163_840).superblock.0, page);
+        medium
+    };
+    let moved = at_end(|_| {});
+    let sector = layout(131_072).superblock;
+    let found = |medium: &Medium, known: &[u64]| match medium.look(163_840, known) {
+        Place::AtEnd { leftover } => leftover,
+        place => panic!("{place:?}"),
+    };
+    assert_eq!(found(&moved, &[163_840, 131_072]), Some(sector));
+    for known in [&[131_072][..], &[200_000, 163_840, 131_072]] {
+        assert_eq!(found(&moved, known), None, "{known:?}");
+    }
+    let others: [fn(&mut Superblock); 5] = [
+        |end| end.uuids.current += 2,
+        |end| end.uuids.bitmap += 2,
+        |end| end.uuids.history[0] += 2,
+        |end| end.uuids.history[1] += 2,
+        |end| end.device_uuid = 1,
+    ];
+    for change in others {
+        assert_eq!(found(&at_end(change), &[163_840, 131_072]), None);
+    }
+}
+
 /// The list forgets neither the newest size nor the one that metadata was seen at; its text is
 /// read back, and nothing else is.
 #[test]
