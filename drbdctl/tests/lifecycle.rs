@@ -44,6 +44,9 @@ fn plays_an_engine() {
         let mut stream = stream.unwrap();
         let Some(command) = receive(&mut stream) else { continue };
         eprintln!("got {command:?}");
+        if mode == "mute" && command == Command::Upgrade {
+            continue;
+        }
         let answer = match &command {
             Command::Up if mode == "refuses" => Err(refusal(119, 10, "No valid meta-data", "x")),
             Command::Status => {
@@ -349,6 +352,27 @@ fn upgrades_that_go_wrong() {
     assert!(bed.run_file("r0.json").exists(), "nothing was cleaned up");
     assert_eq!(bed.run_with("up r0", &[("DRBD_ENGINE", &good)]).works(), "");
     assert_eq!(bed.run("down r0").works(), "");
+}
+
+/// Requests wait for the new engine: it is started even if nothing can be told any more, neither
+/// that metadata was moved nor that the old engine had to be killed.
+#[test]
+fn an_upgrade_that_nobody_listens_to() {
+    for mode in ["good", "mute"] {
+        let bed = Bed::new("");
+        assert_eq!(bed.run("create-md r0").exit, 0);
+        let (old, new) = (bed.engine_program(mode), bed.engine_program("good"));
+        assert_eq!(bed.run_with("up r0", &[("DRBD_ENGINE", &old)]).works(), "");
+        std::fs::write(bed.run_file("r0-0.sizes"), "131072\n").unwrap();
+        File::options().write(true).open(bed.path("disk")).unwrap().set_len(80 << 20).unwrap();
+        let full = || File::options().write(true).open("/dev/full").unwrap();
+        let mut tool = bed.program();
+        tool.args(["upgrade", "r0"]).env("DRBD_ENGINE", &new).stdout(full()).stderr(full());
+        assert!(!tool.status().unwrap().success(), "{mode}: nobody knows how long it took");
+        assert_eq!(bed.run("role r0").works(), "Secondary/Primary\n", "{mode}");
+        assert_eq!(bed.run("down r0").works(), "");
+        assert!(bed.run("get-gi r0").works().starts_with("0000000000000004:"), "{mode}");
+    }
 }
 
 /// An engine has nothing open that whoever called the tool had: a caller that reads from a pipe

@@ -100,19 +100,22 @@ impl Session<'_> {
     }
 
     /// The same before disks are attached. What goes wrong is told, and left to the attach: it
-    /// decides whether the disk can be used, and says it if there is no metadata.
+    /// decides whether the disk can be used, and says it if there is no metadata. Nor does it wait
+    /// for somebody who listens: requests may wait for it.
     pub(super) fn check_before_attach(
         &mut self,
         on: &Named,
         engine: Engine,
     ) -> Result<(), Failure> {
         for (resource, volume) in self.volumes(on)? {
-            match self.relocate(&resource, &volume, engine) {
-                Ok(Some(line)) => writeln!(self.out, "{line}")?,
-                Ok(None) => {}
-                Err(failure) if failure.exit == exit::NO_METADATA => {}
-                Err(failure) => writeln!(self.err, "{failure}")?,
-            }
+            let told = match self.relocate(&resource, &volume, engine) {
+                Ok(Some(line)) => writeln!(self.out, "{line}"),
+                Ok(None) => Ok(()),
+                Err(failure) if failure.exit == exit::NO_METADATA => Ok(()),
+                Err(failure) => writeln!(self.err, "{failure}"),
+            };
+            // What cannot be told is no reason to leave a disk away.
+            let _ = told;
         }
         Ok(())
     }

@@ -75,19 +75,23 @@ impl Session<'_> {
         let old_program =
             old_pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
         let began = Instant::now();
-        match leave(resource, &paths)? {
+        let gone = leave(resource, &paths)?;
+        // From here on requests wait for the new engine: it is started even if nobody can be told
+        // anything any more, and needs no configuration from here.
+        match gone {
             Gone::Left => {}
-            Gone::Killed(why) => writeln!(
-                self.err,
-                "{resource}: the old engine was killed: {why}; what its activity log covers is \
-                 synced again"
-            )?,
+            Gone::Killed(why) => {
+                let _ = writeln!(
+                    self.err,
+                    "{resource}: the old engine was killed: {why}; what its activity log covers \
+                     is synced again"
+                );
+            }
         }
         let was_primary = before.as_ref().is_some_and(|status| status.role == "Primary");
         // The disk may have grown under the old engine, which had no reason to move its metadata.
         if let Err(failure) = self.check_before_attach(on, metadata::Engine::Gone) {
-            // Requests wait for the new engine, which needs no configuration from here.
-            writeln!(self.err, "{failure}")?;
+            let _ = writeln!(self.err, "{failure}");
         }
         self.follow(&config, &paths, was_primary)
             .map_err(|failure| stranded(failure, resource, old_program))?;
