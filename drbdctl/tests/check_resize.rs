@@ -82,6 +82,7 @@ fn refusals() {
         (80 * MIB, &[72 * MIB], 255, "nor where its end is known to have been"),
         (48 * MIB, &[64 * MIB], 10, "has shrunk from 131072 sectors to 98304"),
         (48 * MIB, &[64 * MIB], 10, "give the device its 131072 sectors back"),
+        (72 * MIB, &[80 * MIB, 64 * MIB], 10, "its metadata may have been in what is gone"),
     ];
     for (bytes, known, exit, part) in table {
         let bed = used();

@@ -134,8 +134,12 @@ pub enum Nowhere {
     /// Neither at the end nor where the end is known to have been.
     #[error("no v08 metadata at its end, nor where its end is known to have been")]
     NotFound,
-    /// The device has lost its end, and the metadata with it.
-    #[error("the device has shrunk from {} sectors to {}, with its metadata", .was.0, .now.0)]
+    /// The device has lost its end, where the metadata was or was about to move. What may be left
+    /// at an older end is not to be trusted.
+    #[error(
+        "the device has shrunk from {} sectors to {}; its metadata may have been in what is gone",
+        .was.0, .now.0
+    )]
     Shrunk {
         /// The last size that is known.
         was: Sector,

@@ -160,7 +160,7 @@ fn nowhere() {
     assert_eq!(nowhere(163_840, &[131_064, 163_840]), Nowhere::NotFound);
     let (was, now) = (Sector(131_072), Sector(131_000));
     assert_eq!(nowhere(131_000, &[131_072]), Nowhere::Shrunk { was, now });
-    // An older size says nothing: since then the metadata has moved on, and is gone.
+    // An older size says nothing: since then the metadata may have moved on.
     let (was, now) = (Sector(170_000), Sector(163_840));
     assert_eq!(nowhere(163_840, &[170_000, 131_072]), Nowhere::Shrunk { was, now });
     assert!(matches!(
