@@ -95,8 +95,7 @@ impl Outgrown {
     ) -> Result<String, Failure> {
         // Until the next attach, the metadata may be at either end.
         known.expect(relocation.new_size());
-        let text = format!("# sectors of the disk, newest size first\n{known}");
-        write_whole(&self.sizes, &text, 0o644)?;
+        write_whole(&self.sizes, &known.to_string(), 0o644)?;
         relocation.steps().try_for_each(|step| run(device, step))?;
         Ok(format!(
             "{}: {} has grown from {} to {} sectors: internal metadata moved to its end",

@@ -38,8 +38,8 @@ use crate::units::{SECTORS_PER_BLOCK, Sector, SectorRange};
 
 /// Sizes of a data device at whose ends its internal metadata may be, the newest first.
 ///
-/// **Shape** (`Display`, and what [`KnownSizes::parse`] reads): a line with a number of sectors
-/// for each; lines that start with `#` say something to people.
+/// **Shape** (`Display` is the whole file, [`KnownSizes::parse`] reads it): a line with a number of
+/// sectors for each; lines that start with `#` say something to people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KnownSizes(Vec<Sector>);
 
@@ -110,6 +110,7 @@ impl KnownSizes {
 
 impl fmt::Display for KnownSizes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "# sectors of the disk, newest size first")?;
         self.0.iter().try_for_each(|size| writeln!(f, "{}", size.0))
     }
 }

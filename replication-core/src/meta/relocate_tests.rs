@@ -284,7 +284,9 @@ fn known_sizes() {
     let sizes: Vec<u64> = known.iter().map(|size| size.0).collect();
     assert_eq!(sizes.len(), MAX_KNOWN_SIZES);
     assert_eq!((sizes[..2].to_vec(), sizes[MAX_KNOWN_SIZES - 1]), (vec![48, 49], 1));
-    assert_eq!(KnownSizes::parse(&format!("# sizes of a disk\n{known}")), Ok(known.clone()));
+    assert_eq!(KnownSizes::parse(&format!("# a disk\n{known}")), Ok(known.clone()));
+    let text = KnownSizes(vec![Sector(16), Sector(8)]).to_string();
+    assert_eq!(text, "# sectors of the disk, newest size first\n16\n8\n");
     assert_eq!(KnownSizes::parse(""), Ok(KnownSizes::default()));
     let found = String::from("8 s\\u{1b}");
     assert_eq!(

@@ -58,7 +58,6 @@ fn save(path: &Path, known: &KnownSizes) -> Result<()> {
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(dir)?;
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&new)?;
-        writeln!(file, "# sectors of the disk, newest size first")?;
         write!(file, "{known}")?;
         file.sync_all()?;
         std::fs::rename(&new, path)?;
