@@ -130,9 +130,14 @@ impl Session<'_> {
         let Some(outgrown) = Outgrown::new(resource, volume, sizes) else {
             return Ok(None);
         };
-        if outgrown.is_in_place()?
-            || engine == Engine::MayRun && self.is_used(resource, volume.nr)?
-        {
+        if outgrown.is_in_place()? {
+            return Ok(None);
+        }
+        let is_used = match engine {
+            Engine::MayRun => self.is_used(resource, volume.nr)?,
+            Engine::Gone => false,
+        };
+        if is_used {
             return Ok(None);
         }
         outgrown.settle(self.context.dry_run)
