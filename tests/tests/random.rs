@@ -19,7 +19,8 @@ fn random_faults_heal() {
 /// another protocol in force than configured (11867), failures of both disks (4290, 5000333), a read
 /// that ends late (3318), a link cut for a moment (41034). Kinds that came later would make other runs
 /// of these seeds. With them: a promotion that waits for the end of the connection while the other
-/// node could be promoted (411862).
+/// node could be promoted (411862); and a cut that holds back so much, byte by byte, that its end takes
+/// more than a hundred thousand steps of one moment (605682).
 #[test]
 fn rare_situations_are_judged_rightly() {
     let mut without = Kinds::default();
@@ -27,7 +28,9 @@ fn rare_situations_are_judged_rightly() {
     for seed in [1200, 1561, 2096, 2236, 3318, 4290, 11_679, 11_867, 41_034, 5_000_333] {
         run(&Case { without, ..Case::of(seed) });
     }
-    run(&Case::of(411_862));
+    for seed in [411_862, 605_682] {
+        run(&Case::of(seed));
+    }
 }
 
 /// A seed gives the same run every time (LV-4).
