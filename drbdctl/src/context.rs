@@ -9,8 +9,8 @@
 //! | `RES.tool` | locked as long as a drbdctl starts, ends or changes the engine |
 //!
 //! A file of its own, `RES-VOL.sizes`, survives a restart of the host: the sizes that the disk of a
-//! volume with internal metadata has had ([`known_sizes_path`] says where). It goes when metadata is
-//! created or erased.
+//! volume with internal metadata has had ([`known_sizes_path`] says where). It goes when metadata
+//! is created or erased.
 //!
 //! The directory is `/run/drbd`, or `/run/drbd/NODE` when the node is named by `--node` or by
 //! `__DRBD_NODE__`, so that two nodes can live on one host. `DRBD_RUN_DIR` replaces `/run/drbd`.

@@ -188,8 +188,8 @@ impl LocalDisk {
     }
 }
 
-/// A generation that may be on disk or not. Nothing is submitted or acknowledged in it (GI-1): should
-/// the disk fail over it, its data is still that of the one before.
+/// A generation that may be on disk or not. Nothing is submitted or acknowledged in it (GI-1):
+/// should the disk fail over it, its data is still that of the one before.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BegunGeneration {
     /// Its identifier.
@@ -223,8 +223,8 @@ pub(crate) struct Volume {
     pub(crate) size: Sector,
     /// Current identifier of the data that is being served without a local disk.
     pub(crate) exposed_uuid: Uuid,
-    /// The generation before that one, as long as nothing was acknowledged to the host since the peer
-    /// has begun the new one: its disk may fail over it.
+    /// The generation before that one, as long as nothing was acknowledged to the host since the
+    /// peer has begun the new one: its disk may fail over it.
     pub(crate) exposed_before: Uuid,
     /// The generation that was begun last, until it is known to be on disk.
     pub(crate) begun: Option<BegunGeneration>,
@@ -235,8 +235,8 @@ pub(crate) struct Volume {
     /// The size that the volume grows to with the result of the handshake, and whether the new part
     /// counts as equal.
     pub(crate) grows_to: Option<(Sector, bool)>,
-    /// The size of the own disk is to be looked at because the peer's has grown, and whether the new
-    /// part counts as equal.
+    /// The size of the own disk is to be looked at because the peer's has grown, and whether the
+    /// new part counts as equal.
     pub(crate) unseen_size: Option<bool>,
     /// Both disks were Inconsistent and the peer became Primary: its data is to be taken.
     pub(crate) peer_was_forced: bool,

@@ -16,11 +16,11 @@ fn random_faults_heal() {
 /// wrong: I/O frozen by options that the configuration has no more (1200), a power cut and the
 /// failure of the other disk (1561), a Primary that has to step down while its peer waits (2096), a
 /// write refused for want of a disk (2236), a source that dies at the end of a resync (11679),
-/// another protocol in force than configured (11867), failures of both disks (4290, 5000333), a read
-/// that ends late (3318), a link cut for a moment (41034). Kinds that came later would make other runs
-/// of these seeds. With them: a promotion that waits for the end of the connection while the other
-/// node could be promoted (411862); and a cut that holds back so much, byte by byte, that its end takes
-/// more than a hundred thousand steps of one moment (605682).
+/// another protocol in force than configured (11867), failures of both disks (4290, 5000333), a
+/// read that ends late (3318), a link cut for a moment (41034). Kinds that came later would make
+/// other runs of these seeds. With them: a promotion that waits for the end of the connection while
+/// the other node could be promoted (411862); and a cut that holds back so much, byte by byte, that
+/// its end takes more than a hundred thousand steps of one moment (605682).
 #[test]
 fn rare_situations_are_judged_rightly() {
     let mut without = Kinds::default();

@@ -4,6 +4,7 @@ use replication_core::control::{Command, Reply};
 use replication_core::event::HostOp;
 use replication_core::state::{Conn, Disk, OnNoData, Role};
 use replication_core::units::{SectorRange, Span, VolumeNr};
+use tests::sim::control::RESIZE;
 use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::setup::Setup;
 use tests::sim::{A, B, World};
@@ -180,14 +181,8 @@ fn a_resize_given_up_does_not_hold_the_volume() {
     let mut w = World::new(1106, Setup::default());
     w.start_synced();
     w.write(A, 0, 0, 8);
-    let resize = Command::Resize {
-        volume: None,
-        size: None,
-        assume_clean: false,
-        assume_peer_has_space: false,
-    };
     let write = w.submit(A, 0, HostOp::Write { fua: false }, SectorRange { start: 0, end: 8 });
-    let resize = w.tell(A, resize);
+    let resize = w.tell(A, RESIZE);
     assert!(w.reply(A, resize).is_none(), "it waits for the write");
     w.must(A, Command::Disconnect { force: true });
     assert!(w.reply(A, resize).unwrap().unwrap_err().text.contains("forced"));
@@ -245,8 +240,8 @@ fn suspended_requests_are_not_waited_for() {
 }
 
 /// A forced `down` meets a write that waits for one to the same place, which only the peer was to
-/// take: both fail, and only then the process may end (ACK-3). The second one was answered after the
-/// word that everything is put away.
+/// take: both fail, and only then the process may end (ACK-3). The second one was answered after
+/// the word that everything is put away.
 #[test]
 fn the_end_is_the_last_word() {
     let mut w = World::new(1124, Setup::default());

@@ -9,6 +9,7 @@ use replication_core::meta::{Page, Superblock};
 use replication_core::state::{Conn, Disk, OnNoData, Role};
 use replication_core::units::{Errno, Sector, SectorRange, Span};
 use replication_core::wire::ReplicationProtocol;
+use tests::sim::control::RESIZE;
 use tests::sim::disk::{Cut, Fault, Kind, Trouble};
 use tests::sim::setup::{MIB, Setup};
 use tests::sim::{A, B, Load, World};
@@ -247,13 +248,7 @@ fn devices_grow_online() {
         }
         w.start_load(A, Load::mixed(hot_areas()));
         w.run_for(Span::from_ms(200));
-        let resize = Command::Resize {
-            volume: None,
-            size: None,
-            assume_clean: false,
-            assume_peer_has_space: false,
-        };
-        w.must(A, resize);
+        w.must(A, RESIZE);
         w.run_until("the new size", Span::from_secs(30), |w| {
             w.nodes[A].sizes[0] > before && w.nodes[B].sizes[0] > before
         });
@@ -281,19 +276,13 @@ fn one_grown_device_changes_nothing_until_both_have_grown() {
     w.start_synced();
     let before = w.nodes[A].sizes[0];
     w.nodes[A].backing[0].data.grow(12 * MIB);
-    let resize = Command::Resize {
-        volume: None,
-        size: None,
-        assume_clean: false,
-        assume_peer_has_space: false,
-    };
     // Whether it is refused or does nothing: the size stays.
-    drop(w.ask(A, resize.clone()));
+    drop(w.ask(A, RESIZE));
     w.run_for(Span::from_secs(2));
     assert_eq!((w.nodes[A].sizes[0], w.nodes[B].sizes[0]), (before, before));
     w.write(A, 0, before - 8, 8);
     w.nodes[B].backing[0].data.grow(12 * MIB);
-    w.must(A, resize);
+    w.must(A, RESIZE);
     w.run_until("the new size", Span::from_secs(30), |w| {
         w.nodes[A].sizes[0] > before && w.nodes[B].sizes[0] > before
     });

@@ -6,6 +6,7 @@ use replication_core::event::HostOp;
 use replication_core::state::{Conn, Disk, OnNoData, Role};
 use replication_core::units::{Errno, SectorRange, Span, VolumeNr};
 use replication_core::wire::ReplicationProtocol;
+use tests::sim::control::RESIZE;
 use tests::sim::disk::{Cut, Fault, Kind, Trouble};
 use tests::sim::setup::Setup;
 use tests::sim::{A, B, Load, World};
@@ -116,13 +117,7 @@ fn a_resize_meets_a_write_that_waits_for_the_log() {
         for _ in 0..step {
             w.step();
         }
-        let resize = Command::Resize {
-            volume: None,
-            size: None,
-            assume_clean: false,
-            assume_peer_has_space: false,
-        };
-        w.must(B, resize);
+        w.must(B, RESIZE);
         w.drain(A);
         w.must(A, Command::Attach(None));
         w.wait_synced();
@@ -360,8 +355,8 @@ fn a_full_sync_that_never_begins_ends_the_common_generation() {
 }
 
 /// With protocols A and B a write counts as sent before the peer has it on its disk. When the
-/// connection is lost and the local write fails after that, nobody may have it, and the host is told
-/// so (ACK-2).
+/// connection is lost and the local write fails after that, nobody may have it, and the host is
+/// told so (ACK-2).
 #[test]
 fn what_was_only_sent_is_no_copy() {
     for protocol in [ReplicationProtocol::A, ReplicationProtocol::B] {
@@ -387,8 +382,8 @@ fn what_was_only_sent_is_no_copy() {
 }
 
 /// A Primary that gets its disk back while it is alone begins a generation before it answers a
-/// write (GI-1). Its peer may have begun one when that disk failed, which the Primary never heard of:
-/// what it wrote alone was taken for the past of the peer's, and overwritten (DUR-5).
+/// write (GI-1). Its peer may have begun one when that disk failed, which the Primary never heard
+/// of: what it wrote alone was taken for the past of the peer's, and overwritten (DUR-5).
 #[test]
 fn a_lone_primary_with_its_disk_back_begins_a_generation() {
     for is_peer_ahead in [false, true] {
@@ -445,8 +440,8 @@ fn the_only_copy_is_not_given_up_for_one_block() {
     w.read_all(A, 0);
 }
 
-/// A disk that fails while a resize waits for it to be quiet: the resize is refused, and nobody asks
-/// for the size of a disk that was put away.
+/// A disk that fails while a resize waits for it to be quiet: the resize is refused, and nobody
+/// asks for the size of a disk that was put away.
 #[test]
 fn a_resize_ends_with_its_disk() {
     let mut before_the_probe = 0;
@@ -487,13 +482,7 @@ fn a_resize_cut_short_holds_nothing_back() {
     for step in 0..12 {
         let mut w = World::new(704, Setup::default());
         w.start_synced();
-        let resize = Command::Resize {
-            volume: None,
-            size: None,
-            assume_clean: false,
-            assume_peer_has_space: false,
-        };
-        w.tell(A, resize);
+        w.tell(A, RESIZE);
         for _ in 0..step {
             w.step();
         }

@@ -1,10 +1,11 @@
-//! Failures that seeds of the simulator have found with disks that are lost, come back, grow, or are
-//! of different sizes, each as a scenario.
+//! Failures that seeds of the simulator have found with disks that are lost, come back, grow, or
+//! are of different sizes, each as a scenario.
 
 use replication_core::control::Command;
 use replication_core::state::{Conn, Disk};
 use replication_core::units::{Errno, Sector, Span, VolumeNr};
 use replication_core::wire::{HeaderKind, Packet, Sizes, encode};
+use tests::sim::control::RESIZE;
 use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::setup::{MIB, Setup};
 use tests::sim::{A, B, World};
@@ -14,8 +15,8 @@ fn wait_alone(w: &mut World, n: usize) {
     w.run_until("the loss is noticed", limit, |w| w.conn(n) < Conn::Connected);
 }
 
-/// The device of a Primary without a disk grows with its peer's: its old disk is too small then, and
-/// is not attached (FE-1). The device in use shrank to it.
+/// The device of a Primary without a disk grows with its peer's: its old disk is too small then,
+/// and is not attached (FE-1). The device in use shrank to it.
 #[test]
 fn a_served_device_does_not_shrink_to_an_old_disk() {
     let mut w = World::new(790, Setup::with(|s| s.nodes[B].devices[0].data = 12 * MIB));
@@ -56,14 +57,8 @@ fn a_bare_primary_takes_the_size_of_the_device_not_of_the_disk() {
     w.disk_failed(A, 0);
     w.must(A, Command::Detach { volume: None, force: false });
     w.settle();
-    let resize = Command::Resize {
-        volume: None,
-        size: None,
-        assume_clean: false,
-        assume_peer_has_space: false,
-    };
     let told = w.packets_sent("P_SIZES");
-    w.must(B, resize);
+    w.must(B, RESIZE);
     w.settle();
     assert_eq!([w.nodes[A].sizes[0], w.nodes[B].sizes[0]], [old; 2]);
     assert_eq!(w.packets_sent("P_SIZES"), told + 1, "the peer has nothing to ask for");
@@ -100,8 +95,8 @@ fn a_question_for_sizes_is_no_size() {
 
 /// The connection is lost when the old disk of a Primary without one has just been read, and waits
 /// for the peer's word: it is given back, and what the peer has stays the data in use (RD-1). The
-/// generation of the old disk counted as the one in use from then on, so that the old data was served
-/// and the peer's was refused.
+/// generation of the old disk counted as the one in use from then on, so that the old data was
+/// served and the peer's was refused.
 #[test]
 fn a_disk_that_waits_for_the_peer_is_not_in_use() {
     let mut w = World::new(791, Setup::default());
@@ -127,8 +122,8 @@ fn a_disk_that_waits_for_the_peer_is_not_in_use() {
     w.read_all(A, 0);
 }
 
-/// The disk of a Primary fails with the write of its new generation, which may be there all the same,
-/// and its peer, which had no disk at that moment, attaches one and serves it: that begins a
+/// The disk of a Primary fails with the write of its new generation, which may be there all the
+/// same, and its peer, which had no disk at that moment, attaches one and serves it: that begins a
 /// generation, because from then on the Primary's disk lacks what is written (GI-1). Both disks
 /// counted as equal otherwise, or the one that had failed as the newer one, and its old data
 /// replaced what had been acknowledged (DUR-5).
@@ -191,9 +186,9 @@ fn a_size_that_does_not_fit_is_refused_with_the_one_that_does() {
     assert!(refusal.text.contains(&format!("too large, {fits}s fit")), "{refusal:?}");
 }
 
-/// A node whose peer's device grows may grow at once, because its disk was the larger one, and copies
-/// the new part then; it still takes up what its own disk has gained, and its metadata moves to the
-/// new end (BM-8). It kept it at the old end, where it was not found at the next start.
+/// A node whose peer's device grows may grow at once, because its disk was the larger one, and
+/// copies the new part then; it still takes up what its own disk has gained, and its metadata moves
+/// to the new end (BM-8). It kept it at the old end, where it was not found at the next start.
 #[test]
 fn a_grown_disk_is_looked_at_after_the_resync() {
     let mut w = World::new(793, Setup::with(|s| s.nodes[B].devices[0].data = 9 * MIB));
@@ -202,13 +197,7 @@ fn a_grown_disk_is_looked_at_after_the_resync() {
     for n in [A, B] {
         w.nodes[n].backing[0].data.grow(16 * MIB);
     }
-    let resize = Command::Resize {
-        volume: None,
-        size: None,
-        assume_clean: false,
-        assume_peer_has_space: false,
-    };
-    w.must(A, resize);
+    w.must(A, RESIZE);
     w.run_until("the resync begins", Span::from_secs(60), |w| w.conn(B) == Conn::SyncTarget);
     w.wait_synced();
     w.settle();
@@ -230,13 +219,7 @@ fn a_grown_disk_with_room_enough_is_looked_at() {
         for (n, size) in [(A, 16), (B, 24)] {
             w.nodes[n].backing[0].data.grow(size * MIB);
         }
-        let resize = Command::Resize {
-            volume: None,
-            size: None,
-            assume_clean: false,
-            assume_peer_has_space: false,
-        };
-        w.must(A, resize);
+        w.must(A, RESIZE);
         w.run_until("the resync begins", Span::from_secs(60), |w| w.conn(B) == Conn::SyncTarget);
         if !is_used {
             w.must(A, Command::Secondary { holder: None });
@@ -268,9 +251,9 @@ fn begin_apart_and_grown(w: &mut World) {
 }
 
 /// Both devices have grown while the nodes were apart, and nodes die at any point of the connection
-/// on which they find out: the new part, which differs, is copied with the next one (BM-8, RS-1). Both
-/// had it marked, but met as equal if neither had begun the resync; or one of them, which had not
-/// grown before, waited for ever for the other one to begin it.
+/// on which they find out: the new part, which differs, is copied with the next one (BM-8, RS-1).
+/// Both had it marked, but met as equal if neither had begun the resync; or one of them, which had
+/// not grown before, waited for ever for the other one to begin it.
 #[test]
 fn a_part_that_grew_while_apart_is_not_forgotten() {
     let points = (0..12).flat_map(|step| [(step, A), (step, B)]);

@@ -1,7 +1,7 @@
 //! One scenario for each invariant that random runs hardly meet, or do not look at.
 //!
-//! `tests/mutants/moments.rs` and `refusals.rs` have the scripts; `tests/mutants.rs` runs them against cores that break
-//! the rule.
+//! `tests/mutants/moments.rs` and `refusals.rs` have the scripts; `tests/mutants.rs` runs them
+//! against cores that break the rule.
 
 #[path = "mutants/common.rs"]
 mod common;

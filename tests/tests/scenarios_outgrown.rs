@@ -5,16 +5,13 @@ use replication_core::control::Command;
 use replication_core::meta::KnownSizes;
 use replication_core::state::{Conn, Disk};
 use replication_core::units::{SectorRange, Span};
+use tests::sim::control::RESIZE;
 use tests::sim::disk::Cut;
 use tests::sim::setup::{MIB, Setup};
 use tests::sim::{A, B, Load, World};
 
 /// Sectors of the metadata of the disks here.
 const METADATA: u64 = 80;
-
-fn resize() -> Command {
-    Command::Resize { volume: None, size: None, assume_clean: false, assume_peer_has_space: false }
-}
 
 fn grow(w: &mut World, n: usize, more: u64) {
     let disk = &mut w.nodes[n].backing[0].data;
@@ -81,7 +78,7 @@ fn a_resize_that_was_refused_before_a_restart() {
     for n in [A, B] {
         grow(&mut w, n, 4 * MIB);
     }
-    w.must_not(A, resize());
+    w.must_not(A, RESIZE);
     assert_eq!(w.conn(B), Conn::SyncTarget);
     for n in [A, B] {
         w.kill(n);
@@ -90,7 +87,7 @@ fn a_resize_that_was_refused_before_a_restart() {
     w.restart(B);
     w.wait_synced();
     w.must(A, Command::Primary { force: false });
-    w.must(A, resize());
+    w.must(A, RESIZE);
     w.run_until("the new size", Span::from_secs(30), |w| {
         w.nodes[A].sizes[0] > before && w.nodes[B].sizes[0] > before
     });

@@ -1,6 +1,6 @@
-//! A Primary without a disk that serves its peer's data, and what becomes of the generations (GI-1).
-//! When it takes its own disk back, that follows the data in use, whatever its superblock says
-//! (DUR-5, RD-1).
+//! A Primary without a disk that serves its peer's data, and what becomes of the generations
+//! (GI-1). When it takes its own disk back, that follows the data in use, whatever its superblock
+//! says (DUR-5, RD-1).
 
 use replication_core::control::Command;
 use replication_core::state::{Conn, Disk};
@@ -29,8 +29,8 @@ fn begins_a_generation_that_fails(w: &mut World) -> bool {
     on_disk(w, A) != shared
 }
 
-/// A generation was begun on the Primary's disk, and failed with it; nothing was acknowledged in it.
-/// The data in use went on at the peer. The old disk was taken for newer, and overwrote it.
+/// A generation was begun on the Primary's disk, and failed with it; nothing was acknowledged in
+/// it. The data in use went on at the peer. The old disk was taken for newer, and overwrote it.
 #[test]
 fn a_generation_that_failed_is_not_newer() {
     let mut reached_the_disk = 0;
@@ -52,9 +52,10 @@ fn a_generation_that_failed_is_not_newer() {
     assert!((1..20).contains(&reached_the_disk), "{reached_the_disk} of 20");
 }
 
-/// A Secondary that was away connects to a Primary which has lost its disk and goes on to refuse the
-/// old data there. The Secondary begins no generation for it: when the disk is back, it gets what it
-/// has missed. It took the Primary for one that writes to it, and that ended as a split brain.
+/// A Secondary that was away connects to a Primary which has lost its disk and goes on to refuse
+/// the old data there. The Secondary begins no generation for it: when the disk is back, it gets
+/// what it has missed. It took the Primary for one that writes to it, and that ended as a split
+/// brain.
 #[test]
 fn a_secondary_that_is_refused_begins_no_generation() {
     let mut w = World::new(880, Setup::default());
@@ -80,9 +81,9 @@ fn a_secondary_that_is_refused_begins_no_generation() {
     w.read_all(A, 0);
 }
 
-/// The Primary's disk is taken away while its new generation is on the way to it, and it gets there:
-/// nothing was acknowledged in it, and the disk is given up as one of the generation before. It
-/// counted as the new one when it came back, beside the one in which the peer had gone on.
+/// The Primary's disk is taken away while its new generation is on the way to it, and it gets
+/// there: nothing was acknowledged in it, and the disk is given up as one of the generation before.
+/// It counted as the new one when it came back, beside the one in which the peer had gone on.
 #[test]
 fn a_generation_that_came_too_late_is_not_begun() {
     let mut w = World::new(821, Setup::default());
@@ -107,9 +108,9 @@ fn a_generation_that_came_too_late_is_not_begun() {
     w.read_all(A, 0);
 }
 
-/// The peer of a Primary that has lost its disk begins a generation, says so, and its disk fails over
-/// it. Nothing was acknowledged in it: the Primary goes on with the data of the generation before, on
-/// either disk. It asked for the one that was not begun, and refused both.
+/// The peer of a Primary that has lost its disk begins a generation, says so, and its disk fails
+/// over it. Nothing was acknowledged in it: the Primary goes on with the data of the generation
+/// before, on either disk. It asked for the one that was not begun, and refused both.
 #[test]
 fn a_generation_that_the_peer_failed_to_begin_is_not_asked_for() {
     for first in [A, B] {

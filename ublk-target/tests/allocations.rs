@@ -1,6 +1,6 @@
 //! After a warm-up, no replicated write makes the ring thread of either node ask for memory, also
-//! when it moves the activity log: under memory pressure an allocation would wait for the very device that the
-//! engine serves (LV-2).
+//! when it moves the activity log: under memory pressure an allocation would wait for the very
+//! device that the engine serves (LV-2).
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

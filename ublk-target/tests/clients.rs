@@ -1,5 +1,5 @@
-//! The NBD server with clients that we did not write. Run with `--ignored` where they are installed:
-//! `nbdcopy`, `nbdinfo` (libnbd-bin), `qemu-img`, `qemu-io` (qemu-utils) and `fio`.
+//! The NBD server with clients that we did not write. Run with `--ignored` where they are
+//! installed: `nbdcopy`, `nbdinfo` (libnbd-bin), `qemu-img`, `qemu-io` (qemu-utils) and `fio`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

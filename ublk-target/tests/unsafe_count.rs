@@ -1,4 +1,5 @@
-//! The places with `unsafe` are known: raising a number is a decision, another file is a bigger one.
+//! The places with `unsafe` are known: raising a number is a decision, another file is a bigger
+//! one.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

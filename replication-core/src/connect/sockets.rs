@@ -1,8 +1,8 @@
 //! What goes through the sockets of a connection, and when silence ends it.
 //!
 //! One writer for each socket; nothing comes between the packets of a bitmap transfer. A peer that
-//! is silent or accepts nothing is given up within configured bounds (WP-6). Only the data socket is
-//! authenticated: the meta socket is used from the peer's `P_PROTOCOL` on (WP-2).
+//! is silent or accepts nothing is given up within configured bounds (WP-6). Only the data socket
+//! is authenticated: the meta socket is used from the peer's `P_PROTOCOL` on (WP-2).
 
 use super::{Deferred, Hold, Link, Phase, Then};
 use crate::action::Action;

@@ -165,7 +165,8 @@ pub enum Nowhere {
 /// Looks for the internal metadata of a device: at its end, then at the ends it is known to have
 /// had. `configured` is the size that the operator has set, if any; `read` reads a page.
 ///
-/// What fits at the end counts, even if there is more elsewhere: whoever attaches the disk takes it.
+/// What fits at the end counts, even if there is more elsewhere: whoever attaches the disk takes
+/// it.
 ///
 /// # Errors
 /// Those of `read`.

@@ -20,8 +20,8 @@ struct Arguments {
     /// The first seed.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// What the runs are about: mixed, resync, al, split-brain, connect, admin, or lying-disk, which
-    /// has to fail. Without it, every seed chooses.
+    /// What the runs are about: mixed, resync, al, split-brain, connect, admin, or lying-disk,
+    /// which has to fail. Without it, every seed chooses.
     #[arg(long)]
     focus: Option<String>,
     /// Go on after a finding.

@@ -111,6 +111,27 @@ mod tests {
     use crate::sim::World;
     use crate::sim::setup::{MIB, Setup};
 
+    /// Two nodes in sync, with room in the log for a few of many extents.
+    fn with_small_log() -> World {
+        let mut w = World::new(
+            1,
+            Setup::with(|s| {
+                s.size(100 * MIB);
+                s.disk(|disk| disk.al_extents = 4);
+            }),
+        );
+        w.start_synced();
+        w
+    }
+
+    /// The next write of A's log lands on this block of it.
+    fn misdirect(w: &mut World, block: u64) {
+        let log = w.log_area(A, 0);
+        let trouble = Trouble::Misdirect(log.start + block * PAGE_SECTORS);
+        let fault = Fault { kind: Access::MetaWrite, range: Some(log), times: Some(1), trouble };
+        w.nodes[A].backing[0].data.add_fault(fault);
+    }
+
     /// Writes the first block of an extent of its own: each costs a transaction of the log.
     fn write(w: &mut World, extent: u64) {
         w.write(A, 0, extent % 24 * 4 * MIB, 8);
@@ -126,20 +147,11 @@ mod tests {
             [(0, 0), (0, 1), (0, 3), (2, 0), (2, 1), (5, 2), (9, 0), (9, 1), (9, 4)]
         {
             for block in 0..8 {
-                let setup = Setup::with(|s| {
-                    s.size(100 * MIB);
-                    s.disk(|disk| disk.al_extents = 4);
-                });
-                let mut w = World::new(1, setup);
-                w.start_synced();
+                let mut w = with_small_log();
                 w.cut();
                 w.run_for(Span::from_secs(20));
                 (0..before).for_each(|extent| write(&mut w, extent));
-                let log = w.log_area(A, 0);
-                let trouble = Trouble::Misdirect(log.start + block * PAGE_SECTORS);
-                let kind = Access::MetaWrite;
-                let fault = Fault { kind, range: Some(log), times: Some(1), trouble };
-                w.nodes[A].backing[0].data.add_fault(fault);
+                misdirect(&mut w, block);
                 (before..=before + behind).for_each(|extent| write(&mut w, extent));
                 // What is not known is found by the check of every crash.
                 w.kill(A);
@@ -152,25 +164,16 @@ mod tests {
         assert!(noticed > 20, "{noticed} of 24");
     }
 
-    /// An attach empties the log, and a block that it did not reach would count as a transaction after
-    /// the next crash, newer than those of the new log (AL-2, AL-6): that is noticed, the disk is
-    /// refused, and another attach goes well.
+    /// An attach empties the log, and a block that it did not reach would count as a transaction
+    /// after the next crash, newer than those of the new log (AL-2, AL-6): that is noticed, the
+    /// disk is refused, and another attach goes well.
     #[test]
     fn a_log_that_was_not_emptied_is_not_used() {
         for block in 0..8 {
-            let setup = Setup::with(|s| {
-                s.size(100 * MIB);
-                s.disk(|disk| disk.al_extents = 4);
-            });
-            let mut w = World::new(1, setup);
-            w.start_synced();
+            let mut w = with_small_log();
             (0..11).for_each(|extent| write(&mut w, extent));
             w.kill(A);
-            let log = w.log_area(A, 0);
-            let trouble = Trouble::Misdirect(log.start + block * PAGE_SECTORS);
-            let kind = Access::MetaWrite;
-            let fault = Fault { kind, range: Some(log), times: Some(1), trouble };
-            w.nodes[A].backing[0].data.add_fault(fault);
+            misdirect(&mut w, block);
             w.boot(A);
             // The first block to go is the oldest one: number 3 is in the place of number 11.
             let is_refused = w.ask(A, Command::Up).is_err();

@@ -3,9 +3,9 @@
 //!
 //! Without a secret whoever speaks the protocol is the peer, so a stranger who does has to fail at
 //! something: there he offers versions that do not exist. What he is told is watched by
-//! [`crate::sim::stranger`]; here it is seen that nothing of the node changes by him (WP-2), that it
-//! still answers, and that it does not keep what is silent for ever (WP-1): one that stands where
-//! the peer's would be waits, as the protocol has it, until the peer takes its place.
+//! [`crate::sim::stranger`]; here it is seen that nothing of the node changes by him (WP-2), that
+//! it still answers, and that it does not keep what is silent for ever (WP-1): one that stands
+//! where the peer's would be waits, as the protocol has it, until the peer takes its place.
 //!
 //! The protocol authenticates the data socket alone. Who connects from the peer's address while the
 //! peer does so as well, and is first with `P_INITIAL_META`, has the other socket, and nothing can

@@ -467,9 +467,9 @@ mod tests {
         w.nodes[n].backing[0].data.add_fault(fault);
     }
 
-    /// The disk of a Primary fails a write, which its peer takes, and then the disk of the peer fails
-    /// a write of metadata: also when the peer's word comes in after that, it need not be true any
-    /// more when the first disk is the one that is taken into use again (DUR-5).
+    /// The disk of a Primary fails a write, which its peer takes, and then the disk of the peer
+    /// fails a write of metadata: also when the peer's word comes in after that, it need not be
+    /// true any more when the first disk is the one that is taken into use again (DUR-5).
     #[test]
     fn a_word_does_not_outlive_the_disk_of_its_sender() {
         let mut late = 0;
@@ -500,8 +500,8 @@ mod tests {
     }
 
     /// With protocol A a write may be answered before the peer has it. When the local disk is
-    /// detached before the answer, and the peer dies before it has written, nobody has the write any
-    /// more, and that is no finding (DUR-5).
+    /// detached before the answer, and the peer dies before it has written, nobody has the write
+    /// any more, and that is no finding (DUR-5).
     #[test]
     fn what_was_under_way_at_a_detach_is_in_doubt() {
         let mut lost = 0;
@@ -533,9 +533,9 @@ mod tests {
         assert!(lost > 0, "the write was lost at least once");
     }
 
-    /// A Primary that is the target of a resync reads what both nodes have written, after its source
-    /// has lost power and before it knows: the only good copy comes back without it, as a single disk
-    /// would, and that is no finding. What was flushed is there.
+    /// A Primary that is the target of a resync reads what both nodes have written, after its
+    /// source has lost power and before it knows: the only good copy comes back without it, as a
+    /// single disk would, and that is no finding. What was flushed is there.
     #[test]
     fn what_a_target_reads_does_not_outlive_the_power_of_its_source() {
         let slow = |s: &mut Setup| s.disk(|disk| disk.rate.max_rate_kib = 400);

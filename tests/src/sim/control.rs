@@ -16,6 +16,10 @@ use super::{A, B};
 /// The longest that a command may take.
 const COMMAND_LIMIT: Span = Span::from_secs(60);
 
+/// `resize` as most operators type it: all volumes take up what their disks have gained.
+pub const RESIZE: Command =
+    Command::Resize { volume: None, size: None, assume_clean: false, assume_peer_has_space: false };
+
 fn ix(volume: usize) -> VolumeIx {
     VolumeIx(u8::try_from(volume).expect("few volumes"))
 }

@@ -288,8 +288,8 @@ impl Disk {
         self.durable.keys().copied().chain(cached).collect()
     }
 
-    /// Whether a power cut leaves the visible contents of a sector as they are: they are durable, or
-    /// whatever is not has the same contents.
+    /// Whether a power cut leaves the visible contents of a sector as they are: they are durable,
+    /// or whatever is not has the same contents.
     #[must_use]
     pub fn is_durable(&self, sector: u64) -> bool {
         let cached = self.cached.get(&sector);

@@ -268,11 +268,11 @@ impl World {
     }
 
     /// Whether a read tells nothing about what the good copy holds. With a disk that is none, a
-    /// Primary reads its peer's data, or what it has written to both disks. The peer has lost power,
-    /// and with it what was in its cache: the only good copy is as safe as a single disk, and only a
-    /// flush, which waits for it, makes a write safe there (DUR-1). Until the Primary notices the
-    /// loss it still returns what it has; then it marks whatever the peer has not confirmed as
-    /// durable, and returns it no more (RD-2). What is read after that binds again.
+    /// Primary reads its peer's data, or what it has written to both disks. The peer has lost
+    /// power, and with it what was in its cache: the only good copy is as safe as a single disk,
+    /// and only a flush, which waits for it, makes a write safe there (DUR-1). Until the Primary
+    /// notices the loss it still returns what it has; then it marks whatever the peer has not
+    /// confirmed as durable, and returns it no more (RD-2). What is read after that binds again.
     fn reads_what_lost_power(&self, n: usize, volume: usize, submitted: u64) -> bool {
         let (begin, end) = self.connected[n][volume];
         self.state(n, volume).disk != DiskState::UpToDate
@@ -308,7 +308,8 @@ impl World {
                 self.since_sync[volume].alone.insert(n);
             }
         }
-        // With a disk that is no good copy, the peer has confirmed it before the connection was lost.
+        // With a disk that is no good copy, the peer has confirmed it before the connection was
+        // lost.
         let is_alone = state.conn < Conn::Connected && !self.was_mirrored[volume];
         if is_alone && state.disk == DiskState::UpToDate {
             self.wrote_apart(n, volume);

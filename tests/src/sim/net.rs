@@ -622,8 +622,8 @@ mod tests {
         assert_eq!(net.read(now, stream, 1, 100), [vec![1; 10], vec![2; 10]].concat());
     }
 
-    /// What the cut link has held back still comes before what was behind it on the way, also if the
-    /// link is healed between their arrivals.
+    /// What the cut link has held back still comes before what was behind it on the way, also if
+    /// the link is healed between their arrivals.
     #[test]
     fn a_short_cut_keeps_the_order() {
         let (mut net, stream) = net();

@@ -1,11 +1,11 @@
 //! The NBD server: exports for hosts without ublk, virtual machines and tests.
 //!
 //! Responsible for: its listening socket, clients, and the request slots of the volumes, which all
-//! clients of a volume share: none gets more than three times what it leaves free. A write's payload
-//! is received into the slot's buffer and a read's reply is sent from it, so a slot is free only
-//! when its reply was sent. Without a free slot, or with replies piling up, a client is not read
-//! from; one that stalls while it holds slots is sent away. Not responsible for: what a request
-//! does.
+//! clients of a volume share: none gets more than three times what it leaves free. A write's
+//! payload is received into the slot's buffer and a read's reply is sent from it, so a slot is free
+//! only when its reply was sent. Without a free slot, or with replies piling up, a client is not
+//! read from; one that stalls while it holds slots is sent away. Not responsible for: what a
+//! request does.
 //!
 //! A request that cannot be served is answered; bytes that are no request end the connection of
 //! that client alone. Requests of a client that went away are carried out all the same.
