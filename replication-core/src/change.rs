@@ -13,7 +13,7 @@ use crate::action::{Action, Handler, Level, Scope};
 use crate::mutant::Mutant;
 use crate::resource::Resource;
 use crate::state::{Conn, Disk, Role, Rules, State, log_line, peer_was_forced, sanitize};
-use crate::units::{Sector, SectorRange};
+use crate::units::Sector;
 use crate::volume::{After, BegunGeneration, MetaTask};
 use crate::wire::Packet;
 
@@ -117,11 +117,14 @@ impl Resource {
         self.tell_peer(at, old, new);
         self.follow_connection(at, old, new);
         if new.disk <= Disk::Failed && old.disk > Disk::Failed {
-            self.begin_leaving(at, old.disk != Disk::Negotiating);
+            self.begin_leaving(at, old.disk);
         }
         if is_stranded(new) && !is_stranded(old) {
             let volume = Some(self.volumes[at].ix);
             self.out.push(Action::RunHandler { handler: Handler::PriOnInconDegr, volume });
+        }
+        if new.disk == Disk::UpToDate || new.role != Role::Primary {
+            self.volumes[at].awaits_generation = false;
         }
         let now = self.volumes[at].state;
         let is_peer_good = now.pdsk == Disk::UpToDate && now.conn >= Conn::Connected;
@@ -158,17 +161,17 @@ impl Resource {
         }
     }
 
-    /// The peer has no disk and writes here alone. A generation begins with the first such write
-    /// (GI-1), whichever way the two have met: a Primary without a disk that has been using newer
-    /// data may be about to refuse this node, and nothing new is here then.
-    pub(crate) fn take_write_alone(&mut self, at: usize, range: SectorRange) {
+    /// The peer has no disk and uses the data here alone: that is a generation of its own (GI-1),
+    /// which begins with the peer's word that it is connected, and with its first write at the
+    /// latest. Not when the two meet: a Primary without a disk that has been using newer data may
+    /// be about to refuse this node, and nothing new is here then.
+    pub(crate) fn serve_bare_primary(&mut self, at: usize) {
         let volume = &self.volumes[at];
         let is_shared = volume.uuids().is_some_and(|uuids| uuids.may_be_shared());
         if volume.state.disk == Disk::UpToDate && is_shared {
             self.new_current_uuid(at);
             self.send_uuids(at, false);
         }
-        self.volumes[at].set_out_of_sync(range);
     }
 
     /// Starts a new generation; data writes and their completions wait until it is durable.

@@ -384,7 +384,7 @@ impl Resource {
                     state.disk = Disk::Failed;
                     self.set_state(at, state, "detach");
                 }
-                self.begin_leaving(at, true);
+                self.begin_leaving(at, Disk::Failed);
             }
             After::MarkClean => {
                 if let Some(disk) = self.volumes[at].disk.as_mut() {

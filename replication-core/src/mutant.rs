@@ -105,6 +105,8 @@ pub enum Mutant {
     ExposeOwnSize,
     /// ACK-2: what was written to a disk that is no good copy counts.
     CountBadCopy,
+    /// DUR-5: what only the peer has is done, although the peer may not know that.
+    TrustUnawarePeer,
     /// ORD-3: a barrier is acknowledged with one write too many.
     MiscountEpoch,
     /// RD-3: a local read error is the host's.

@@ -485,6 +485,12 @@ impl Resource {
             Verdict::VerifyEnd => {}
             Verdict::Pending(pending) => self.conclude_state(at, pending),
         }
+        let state = self.volumes[at].state;
+        let is_bare = state.peer == Role::Primary && state.pdsk == Disk::Diskless;
+        if is_bare && packet.conn >= Conn::Connected && state.conn >= Conn::Connected {
+            // It has a flush to answer perhaps, and waits for the generation.
+            self.serve_bare_primary(at);
+        }
         Ok(())
     }
 

@@ -175,7 +175,8 @@ impl Resource {
         request.block_id = block_id;
         if self.volumes[at].state.pdsk < Disk::Inconsistent {
             // This node holds the only copy: it keeps the marks itself (10.5).
-            self.take_write_alone(at, range);
+            self.serve_bare_primary(at);
+            self.volumes[at].set_out_of_sync(range);
         }
         self.enter_peer_request(request);
         Ok(())

@@ -226,6 +226,10 @@ pub(crate) struct Volume {
     /// The generation before that one, as long as nothing was acknowledged to the host since the
     /// peer has begun the new one: its disk may fail over it.
     pub(crate) exposed_before: Uuid,
+    /// The own disk is gone from under this Primary, and the peer may not know: after a crash that
+    /// disk could come back as the newest. Until the peer has begun a generation, what only its
+    /// disk has is not done (ACK-2, DUR-5).
+    pub(crate) awaits_generation: bool,
     /// The generation that was begun last, until it is known to be on disk.
     pub(crate) begun: Option<BegunGeneration>,
     pub(crate) peer_uuids: Option<PeerUuids>,
@@ -279,6 +283,7 @@ impl Volume {
             size: Sector(0),
             exposed_uuid: Uuid::ZERO,
             exposed_before: Uuid::ZERO,
+            awaits_generation: false,
             begun: None,
             peer_uuids: None,
             peer_sizes: None,
@@ -316,6 +321,7 @@ impl Volume {
         if !peer.current.same(old) {
             let follows = self.state.role == Role::Primary && peer.bitmap.same(old);
             self.exposed_before = if follows { old } else { Uuid::ZERO };
+            self.awaits_generation = false;
         }
         self.exposed_uuid = peer.current;
     }

@@ -156,6 +156,7 @@ noticed! {
     wait_for_hung_disk: WaitForHungDisk, moments::LV_5, ["LV-5"];
     expose_own_size: ExposeOwnSize, moments::FE_1, ["FE-1"];
     count_bad_copy: CountBadCopy, moments::ACK_2, ["ACK-2"];
+    trust_unaware_peer: TrustUnawarePeer, moments::DUR_5, ["DUR-5", "RD-1"];
     miscount_epoch: MiscountEpoch, workloads::LINK_IS_CUT, ["ORD-3"];
     keep_read_error: KeepReadError, moments::RD_3, ["RD-3"];
     write_after_failed_log: WriteAfterFailedLog, moments::AL_4, ["AL-4"];

@@ -47,6 +47,7 @@ holds! {
     ack_b_success_waits_for_the_peers_memory: moments::ACK_B;
     ack_2_a_bad_copy_does_not_count: moments::ACK_2;
     dur_2_fua_is_durable: moments::DUR_2;
+    dur_5_what_the_peer_may_not_know_is_not_done: moments::DUR_5;
     rd_3_the_peer_answers_what_cannot_be_read_here: moments::RD_3;
     rd_4_a_failed_remote_read_is_an_error: moments::RD_4;
     rd_5_reads_change_nothing: moments::RD_5;

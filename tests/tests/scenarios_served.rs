@@ -3,9 +3,10 @@
 //! says (DUR-5, RD-1).
 
 use replication_core::control::Command;
-use replication_core::state::{Conn, Disk};
+use replication_core::event::HostOp;
+use replication_core::state::{Conn, Disk, OnNoData};
 use replication_core::units::{Errno, SectorRange, Span};
-use tests::sim::disk::{Fault, Kind, Trouble};
+use tests::sim::disk::{Cut, Fault, Kind, Trouble};
 use tests::sim::setup::Setup;
 use tests::sim::{A, B, World};
 
@@ -142,6 +143,71 @@ fn a_generation_that_the_peer_failed_to_begin_is_not_asked_for() {
         w.write(A, 0, 64, 8);
         w.must(1 - first, Command::Attach(None));
         w.tell(A, Command::Connect { discard_my_data: false });
+        w.wait_synced();
+        w.read_all(A, 0);
+    }
+}
+
+/// A Primary loses its disk over a request and cannot tell its peer, then it crashes. That disk
+/// comes back in the generation of both as the one that was written to last, without what it has
+/// lost. So nothing is told done that only the peer has, as long as the peer may not know that: a
+/// flush and a write were.
+#[test]
+fn what_only_the_peer_has_is_not_done_before_the_peer_knows() {
+    let block = SectorRange { start: 0, end: 8 };
+    let write = (HostOp::Write { fua: false }, block, Kind::Write);
+    let flush = (HostOp::Flush, SectorRange::default(), Kind::Flush);
+    for (seed, (op, range, kind)) in (830..840).flat_map(|seed| [(seed, write), (seed, flush)]) {
+        let mut w = World::new(seed, Setup::default());
+        w.start_synced();
+        w.write(A, 0, 0, 64);
+        w.settle();
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind, range: None, times: Some(1), trouble };
+        w.nodes[A].backing[0].data.add_fault(fault);
+        let number = w.submit(A, 0, op, range).expect("a slot is free");
+        if range == block {
+            let is_there = |w: &mut World| w.nodes[B].writes_under_way(0).next().is_some();
+            w.run_until("the write at B", Span::from_secs(1), is_there);
+        }
+        w.net.cut_towards(B);
+        w.run_for(Span::from_ms(200));
+        assert_eq!(w.state(A, 0).disk, Disk::Diskless);
+        assert_eq!(w.answer(A, number), None, "B does not know");
+        w.power_cut(A, Cut::LoseAll);
+        w.heal();
+        w.restart(A);
+        w.wait_synced();
+        w.must(A, Command::Primary { force: false });
+        w.read_all(A, 0);
+    }
+}
+
+/// The link is lost before the peer knows, and the host hears nothing until it does: then a flush
+/// and a write are done, although nothing else is written.
+#[test]
+fn what_waits_for_the_peer_to_know_is_done_when_it_does() {
+    for policy in [OnNoData::SuspendIo, OnNoData::IoError] {
+        let setup = Setup::with(|s| s.nodes[A].config.on_no_data = policy);
+        let mut w = World::new(841, setup);
+        w.start_synced();
+        w.write(A, 0, 0, 64);
+        w.settle();
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind: Kind::Flush, range: None, times: Some(1), trouble };
+        w.nodes[A].backing[0].data.add_fault(fault);
+        w.net.cut_towards(B);
+        let flush = w.submit(A, 0, HostOp::Flush, SectorRange::default()).expect("a slot is free");
+        let limit = Span::from_secs(60);
+        w.run_until("the loss is noticed", limit, |w| w.conn(A) < Conn::Connected);
+        let expected = (policy == OnNoData::IoError).then_some(Err(Errno::EIO));
+        assert_eq!(w.answer(A, flush), expected);
+        w.heal();
+        w.run_until("B is back", limit, |w| w.state(A, 0).pdsk == Disk::UpToDate);
+        w.run_until("an answer", limit, |w| w.answer(A, flush).is_some());
+        assert_eq!(w.answer(A, flush), Some(expected.unwrap_or(Ok(()))));
+        w.flush(A, 0);
+        w.must(A, Command::Attach(None));
         w.wait_synced();
         w.read_all(A, 0);
     }

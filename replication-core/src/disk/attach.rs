@@ -401,9 +401,9 @@ impl Resource {
         self.admin_attached(at, Err((code, text)));
     }
 
-    /// The disk is given up: wait for what is in flight, then close it. One that was not `in_use`
-    /// yet leaves the data in use what it was.
-    pub(crate) fn begin_leaving(&mut self, at: usize, in_use: bool) {
+    /// The disk, which `was` in this state, is given up: wait for what is in flight, then close it.
+    /// One that was not in use yet leaves the data in use what it was.
+    pub(crate) fn begin_leaving(&mut self, at: usize, was: Disk) {
         let volume = &mut self.volumes[at];
         let Some(disk) = volume.disk.as_mut() else { return };
         if disk.stage != Stage::Attached {
@@ -412,7 +412,7 @@ impl Resource {
         disk.stage = Stage::Leaving;
         volume.unseen_size = None;
         self.again = true;
-        if !in_use {
+        if was == Disk::Negotiating {
             return;
         }
         // From here on the peer may name a newer generation, if it has not done so already.
@@ -421,6 +421,9 @@ impl Resource {
         let followed = volume.peer_uuids.map(|peer| peer.uuids).filter(|u| u.bitmap.same(own));
         volume.exposed_uuid = followed.map_or(own, |uuids| uuids.current);
         volume.exposed_before = Uuid::ZERO;
+        let is_newest = was == Disk::UpToDate && volume.exposed_uuid.same(own);
+        let is_trusted = self.mutant.is_on(Mutant::TrustUnawarePeer);
+        volume.awaits_generation = is_newest && volume.state.role == Role::Primary && !is_trusted;
     }
 
     /// Ends a detach once nothing is in flight on the disk.

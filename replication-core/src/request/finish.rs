@@ -294,7 +294,7 @@ impl Resource {
         if busy {
             return;
         }
-        if request.is_write() && self.volumes[at].gate > 0 {
+        if request.op != HostOp::Read && self.holds_answers(at) {
             self.requests.get_mut(key).expect("it was just seen").progress = Progress::Held;
             self.volumes[at].held.push_back(key);
             return;
@@ -310,6 +310,16 @@ impl Resource {
         self.finish_with(key, result);
     }
 
+    /// Nothing that changes data is told done while a generation is on its way to the own disk
+    /// (GI-1), or while only the peer has it and may not know that (DUR-5).
+    fn holds_answers(&self, at: usize) -> bool {
+        let volume = &self.volumes[at];
+        let is_peer_good = volume.state.pdsk == Disk::UpToDate;
+        let is_connected = volume.state.conn >= Conn::Connected;
+        let awaits = volume.awaits_generation && is_connected && is_peer_good;
+        volume.gate > 0 || awaits
+    }
+
     /// ACK-2: what was written to a disk that is no good copy counts only if the peer has it.
     fn has_succeeded(&self, at: usize, request: &Request) -> bool {
         let state = &self.volumes[at].state;
@@ -320,7 +330,8 @@ impl Resource {
             HostOp::Read => here || request.net == Net::Ok,
             HostOp::Write { .. } | HostOp::Discard | HostOp::WriteZeroes { .. } => {
                 let to_good_copy = request.to_good_copy || state.pdsk == Disk::UpToDate;
-                good_here || (to_good_copy && request.net == Net::Ok)
+                let is_known = !self.volumes[at].awaits_generation;
+                good_here || (to_good_copy && request.net == Net::Ok && is_known)
             }
             HostOp::Flush => {
                 let is_peer_good = state.pdsk == Disk::UpToDate && state.conn >= Conn::Connected;
@@ -413,9 +424,9 @@ impl Resource {
         }
     }
 
-    /// Completions that waited for the gate.
+    /// Completions that waited.
     pub(crate) fn run_held(&mut self, at: usize) {
-        while self.volumes[at].gate == 0
+        while !self.holds_answers(at)
             && let Some(key) = self.volumes[at].held.pop_front()
         {
             let request = self.requests.get_mut(key).expect("a held request is in the table");

@@ -26,6 +26,7 @@ runs! {
     ACK_B, protocol_b, ack_b;
     ACK_2, slow, ack_2;
     DUR_2, plain, dur_2;
+    DUR_5, plain, dur_5;
     RD_3, any_error, rd_3;
     RD_4, passes_errors_on, rd_4;
     RD_5, large, rd_5;
@@ -230,6 +231,25 @@ fn dur_2(w: &mut World, rng: &mut Rng) {
     if is_alone {
         w.restart(B);
     }
+    w.wait_synced();
+    w.must(A, Command::Primary { force: false });
+    w.read_all(A, 0);
+}
+
+/// A Primary's disk fails over a flush, which its peer does not hear of, and the power is lost.
+fn dur_5(w: &mut World, rng: &mut Rng) {
+    w.start_synced();
+    w.write(A, 0, rng.below(64), 8);
+    w.settle();
+    let trouble = Trouble::Fail(Errno::EIO);
+    let fault = Fault { kind: Kind::Flush, range: None, times: Some(1), trouble };
+    w.nodes[A].backing[0].data.add_fault(fault);
+    w.net.cut_towards(B);
+    w.submit(A, 0, HostOp::Flush, SectorRange::default()).expect("a slot is free");
+    w.run_for(SOON);
+    w.power_cut(A, Cut::LoseAll);
+    w.heal();
+    w.restart(A);
     w.wait_synced();
     w.must(A, Command::Primary { force: false });
     w.read_all(A, 0);
