@@ -620,6 +620,7 @@ impl Resource {
             volume.peer_uuids = None;
             volume.peer_sizes = None;
             volume.grows_to = None;
+            volume.resync_after_grow = false;
             volume.peer_was_forced = false;
         }
         self.save_bitmaps();

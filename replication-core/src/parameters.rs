@@ -301,17 +301,22 @@ impl Resource {
         // What either operator asked for is known on both nodes from here on.
         self.volumes[at].config.disk.size = (agreed.user != Sector(0)).then_some(agreed.user);
         let grows = agreed.size > old && old != Sector(0);
-        let waits = grows && handshaking;
-        self.volumes[at].grows_to = waits.then_some((agreed.size, clean));
+        // What the handshake over a connection or an attach decides is known before either grows.
+        let attaching = state.disk == Disk::Negotiating || state.pdsk < Disk::Inconsistent;
+        let settling = handshaking || attaching;
+        let waits = grows && settling;
+        let waited = self.volumes[at].grows_to.is_some();
         if !waits && agreed.size != old {
             self.resize_to(at, agreed.size, clean);
         }
-        if !handshaking && theirs.current_sectors != agreed.size.0 {
+        self.volumes[at].grows_to = waits.then_some((agreed.size, clean));
+        let is_news = theirs.current_sectors != self.volumes[at].size.0 || (waits && !waited);
+        if !handshaking && is_news {
             self.send_sizes(at, false, theirs.flags);
         }
         // A peer that grows now needs the new part, too: this node may have grown in a connection
         // that was lost before the resync began.
-        let peer_grows = handshaking
+        let peer_grows = settling
             && theirs.disk_sectors != 0
             && theirs.current_sectors != 0
             && theirs.current_sectors < agreed.size.0;
@@ -323,12 +328,14 @@ impl Resource {
         }
     }
 
-    /// The size that both nodes have grown to while they were apart is taken into use together with
-    /// what the handshake has decided. So the superblock that says so is that of the generation in
-    /// which the source of the new part begins its resync: should both nodes die before, that part
-    /// is not forgotten (BM-8, RS-1).
-    fn grow_as_agreed(&mut self, at: usize) {
-        if let Some((size, clean)) = self.volumes[at].grows_to.take() {
+    /// The size that both disks have room for, but did not have in the last connection, is taken
+    /// into use together with what the handshake has decided. So the superblock that says so is
+    /// that of the generation in which the source of the new part begins its resync, or that of an
+    /// Inconsistent target: should both nodes die before, the part is not forgotten (BM-8, RS-1).
+    fn grow_as_agreed(&mut self, at: usize, result: State) {
+        let agreed = self.volumes[at].grows_to.take();
+        let have_disks = result.disk.min(result.pdsk) >= Disk::Inconsistent;
+        if let Some((size, clean)) = agreed.filter(|_| have_disks) {
             self.resize_to(at, size, clean);
         }
     }
@@ -341,6 +348,7 @@ impl Resource {
             return;
         }
         let volume = &mut self.volumes[at];
+        volume.grows_to = None;
         let Some(disk) = volume.disk.as_mut() else { return };
         disk.superblock.la_size = size;
         let differs = !new_part_is_clean && !self.mutant.is_on(Mutant::GrowUnmarked);
@@ -520,7 +528,7 @@ impl Resource {
         let conclusion = pending.conclude(decision, &rules);
         match conclusion {
             Conclusion::Enter { state, establishes: _, answer, attach_refused } => {
-                self.grow_as_agreed(at);
+                self.grow_as_agreed(at, state);
                 if let Some(failure) = attach_refused {
                     let ix = self.volumes[at].ix;
                     let text = format!("attach refused by the handshake: {failure}");

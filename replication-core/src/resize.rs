@@ -112,7 +112,9 @@ impl Resource {
         // The peer looks at its disk in turn: without anything new that would go on for ever.
         let is_news = agreed.size != was || geometry.capacity != old.capacity;
         if state.conn == Conn::Connected && (is_asked || is_news) {
-            self.volumes[at].resync_after_grow = agreed.size > was && !clean;
+            if agreed.size > was && !clean {
+                self.grow_before_peer(at);
+            }
             self.announce_size(at, clean);
         }
         Ok(())

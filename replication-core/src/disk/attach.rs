@@ -219,19 +219,22 @@ impl Resource {
         self.apply_activity_log(at)?;
         self.check_known_data(at)?;
         let peer = self.volumes[at].peer_sizes.map_or(0, |sizes| sizes.disk);
-        let size = self.agreed_size(at, peer).map_err(|e| (170, e))?;
-        self.check_served_size(at, size)?;
-        let volume = &mut self.volumes[at];
-        let disk = volume.disk.as_mut().expect("an attach is under way");
-        disk.stage = Stage::Settling;
+        let agreed = self.agreed_size(at, peer).map_err(|e| (170, e))?;
+        let volume = &self.volumes[at];
+        let disk = volume.disk.as_ref().expect("an attach is under way");
         let old = disk.superblock.la_size;
+        let is_serving = volume.state.role == Role::Primary;
+        // Whatever more there is room for comes with the handshake, which also tells whose data the
+        // new part gets.
+        let most = if is_serving { old.max(volume.size) } else { old };
+        let size = if old == Sector(0) { agreed } else { agreed.min(most) };
+        self.check_served_size(at, size)?;
+        let disk = self.volumes[at].disk.as_mut().expect("an attach is under way");
+        disk.stage = Stage::Settling;
         if size != old {
             disk.bitmap.resize(size.0.div_ceil(SECTORS_PER_BLOCK), true);
             disk.bitmap.mark_all_dirty();
             disk.superblock.la_size = size;
-            if old != Sector(0) && size > old {
-                volume.resync_after_grow = true;
-            }
         }
         let moved = size != old;
         if moved {

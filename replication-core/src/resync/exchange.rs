@@ -13,7 +13,7 @@ use crate::connect::Then;
 use crate::peer_request::Wrong;
 use crate::resource::Resource;
 use crate::resync::target::Resync;
-use crate::state::{Conn, Disk, State};
+use crate::state::{Conn, Disk, Role, State};
 use crate::units::SectorRange;
 use crate::volume::{After, LocalDisk, MetaTask, Stage};
 use crate::wire::{BitmapReceiver, BitmapSender, Packet, Progress, SizesFlags};
@@ -201,7 +201,7 @@ impl Resource {
         let state = volume.state;
         let uuid = crate::gi::Uuid(uuid);
         let Some(disk) = volume.disk.as_mut() else { return };
-        let is_primary = state.role == crate::state::Role::Primary;
+        let is_primary = state.role == Role::Primary;
         disk.uuids.sync_start_target(uuid, is_primary);
         if let Some(peer) = volume.peer_uuids.as_mut().filter(|peer| peer.uuids.bitmap.same(uuid)) {
             // The source began this resync before, and has taken that back.
@@ -269,27 +269,57 @@ impl Resource {
         }
     }
 
-    /// A device that grew while the nodes were apart, or is growing: the new part is synced.
-    pub(crate) fn start_grow_sync(&mut self, at: usize) {
+    /// Whether the new part of a grown device is copied from here; `None` without two disks that
+    /// are at rest.
+    fn is_grow_source(&self, at: usize) -> Option<bool> {
         let volume = &self.volumes[at];
         let state = volume.state;
-        let is_ready = volume.resync_after_grow
-            && state.conn == Conn::Connected
-            && state.disk == Disk::UpToDate
-            && state.pdsk == Disk::UpToDate
-            && volume.disk.as_ref().is_some_and(|disk| disk.stage == Stage::Attached);
-        if !is_ready {
+        let is_attached = volume.disk.as_ref().is_some_and(|disk| disk.stage == Stage::Attached);
+        if state.conn != Conn::Connected || !is_attached {
+            return None;
+        }
+        match (state.disk, state.pdsk) {
+            (Disk::UpToDate, Disk::Inconsistent) => Some(true),
+            (Disk::Inconsistent, Disk::UpToDate) => Some(false),
+            (Disk::UpToDate, Disk::UpToDate) if state.role == state.peer => {
+                Some(self.link.is_resolver)
+            }
+            (Disk::UpToDate, Disk::UpToDate) => Some(state.role == Role::Primary),
+            _ => None,
+        }
+    }
+
+    /// This node grows by itself, and its peer is to follow: from now on they differ. The
+    /// superblock with the new size says so, as a generation of the source or as that the target is
+    /// Inconsistent: whoever dies before the resync, the next handshake finds its direction (BM-8,
+    /// RS-1).
+    pub(crate) fn grow_before_peer(&mut self, at: usize) {
+        self.volumes[at].resync_after_grow = true;
+        match self.is_grow_source(at) {
+            Some(true) if self.volumes[at].uuids().is_some_and(|u| u.bitmap.is_zero()) => {
+                self.new_current_uuid(at);
+            }
+            Some(false) => {
+                let state = State { disk: Disk::Inconsistent, ..self.volumes[at].state };
+                self.set_state(at, state, "device grows");
+            }
+            Some(true) | None => {}
+        }
+    }
+
+    /// Both nodes have grown: the new part is synced.
+    pub(crate) fn start_grow_sync(&mut self, at: usize) {
+        if !self.volumes[at].resync_after_grow {
             return;
         }
+        let Some(is_source) = self.is_grow_source(at) else { return };
         self.volumes[at].resync_after_grow = false;
-        let is_source = match (state.role, state.peer) {
-            (own, peer) if own == peer => self.link.is_resolver,
-            (own, _) => own == crate::state::Role::Primary,
-        };
         if is_source {
             self.prepare_source(at);
         } else {
-            let state = State { conn: Conn::WFSyncUUID, ..state };
+            // Not Outdated, which would count as equal in the generation of both (RS-1).
+            let state = self.volumes[at].state;
+            let state = State { conn: Conn::WFSyncUUID, disk: Disk::Inconsistent, ..state };
             self.set_state(at, state, "device grew");
             self.take_early_sync_uuid(at);
         }

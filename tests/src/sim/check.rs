@@ -256,8 +256,10 @@ impl World {
             return;
         }
         let Some(on_disk) = self.on_disk(n, volume) else { return };
-        let missing: Vec<u64> =
-            self.differing[volume].iter().copied().filter(|b| !on_disk.covers(*b)).collect();
+        // A device that was about to grow comes back as small as it was.
+        let size = on_disk.superblock.la_size.0.div_ceil(SECTORS_PER_BLOCK);
+        let differing = self.differing[volume].range(..size).copied();
+        let missing: Vec<u64> = differing.filter(|b| !on_disk.covers(*b)).collect();
         assert!(
             missing.is_empty(),
             "BM-2: volume {volume}, blocks {missing:?} differ, but after the crash of node {n} \

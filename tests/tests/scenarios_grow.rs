@@ -1,0 +1,155 @@
+//! Scripted runs in which something breaks in the middle of a device's growth. The new part, where
+//! the metadata was among other things, is synced in the end, or the nodes know that it is not
+//! (BM-8, RS-1).
+
+use replication_core::control::Command;
+use replication_core::state::{Disk, Role};
+use replication_core::units::Span;
+use tests::sim::control::RESIZE;
+use tests::sim::setup::{MIB, Setup};
+use tests::sim::{A, B, World};
+
+/// What breaks.
+#[derive(Clone, Copy, Debug)]
+enum Breaks {
+    /// A node is killed.
+    Node(usize),
+    /// Both nodes are.
+    Nodes,
+    /// The link is cut.
+    Link,
+    /// Both nodes are killed when the Primary has become Secondary.
+    Secondaries,
+}
+
+const BREAKS: [Breaks; 5] =
+    [Breaks::Node(A), Breaks::Node(B), Breaks::Nodes, Breaks::Link, Breaks::Secondaries];
+
+fn grow_disk(w: &mut World, n: usize) {
+    let disk = &mut w.nodes[n].backing[0].data;
+    let sectors = disk.sectors() + 4 * MIB;
+    disk.grow(sectors);
+}
+
+/// Breaks it, mends it, and waits until both devices have grown and are equal.
+fn break_and_mend(w: &mut World, what: Breaks) {
+    let before = w.nodes[A].sizes[0].min(w.nodes[B].sizes[0]);
+    if matches!(what, Breaks::Link) {
+        w.cut();
+        w.run_for(Span::from_secs(5));
+    }
+    if matches!(what, Breaks::Secondaries) {
+        [A, B].into_iter().for_each(|n| w.must(n, Command::Secondary { holder: None }));
+    }
+    let killed: &[usize] = match what {
+        Breaks::Node(A) => &[A],
+        Breaks::Node(_) => &[B],
+        Breaks::Nodes | Breaks::Secondaries => &[A, B],
+        Breaks::Link => &[],
+    };
+    killed.iter().for_each(|n| w.kill(*n));
+    w.heal();
+    killed.iter().for_each(|n| w.restart(*n));
+    w.run_for(Span::from_secs(5));
+    for n in [A, B] {
+        if w.state(n, 0).disk == Disk::Diskless {
+            w.check_resize(n);
+            w.must(n, Command::Attach(None));
+        }
+    }
+    w.wait_synced();
+    w.check_equal(0);
+    if w.all(|state| state.role == Role::Secondary) {
+        w.must(A, Command::Primary { force: false });
+    }
+    w.must(A, RESIZE);
+    w.wait_synced();
+    w.settle();
+    w.wait_synced();
+    w.check_equal(0);
+    assert_eq!(w.nodes[A].sizes, w.nodes[B].sizes);
+    assert!(w.nodes[A].sizes[0] >= before);
+}
+
+/// Two connected nodes in sync, of which this one is Primary; B has the larger disk.
+fn start(seed: u64, primary: usize) -> World {
+    let setup = Setup::with(|s| {
+        s.speed.latency = Span::from_ms(10);
+        s.nodes[B].devices[0].data = 20 * MIB;
+    });
+    let mut w = World::new(seed, setup);
+    w.start_synced();
+    w.write(A, 0, 0, 64);
+    w.settle();
+    if primary == B {
+        w.must(A, Command::Secondary { holder: None });
+        w.must(B, Command::Primary { force: false });
+    }
+    w
+}
+
+/// One node is told to grow, or both are, or one is told twice.
+#[test]
+fn a_resize_that_is_interrupted() {
+    let tellings: [&[usize]; 3] = [&[A], &[A, B], &[A, A]];
+    for told in tellings {
+        for primary in [A, B] {
+            for what in BREAKS {
+                for moment in 0..8 {
+                    eprintln!("{told:?} of {primary}: {what:?} after {moment}");
+                    let mut w = start(1300 + moment, primary);
+                    grow_disk(&mut w, A);
+                    for n in told {
+                        w.tell(*n, RESIZE);
+                    }
+                    w.run_for(Span(4_000_000 * moment));
+                    break_and_mend(&mut w, what);
+                }
+            }
+        }
+    }
+}
+
+/// The device grows as a disk is attached.
+#[test]
+fn a_growth_with_an_attach_that_is_interrupted() {
+    for who in [A, B] {
+        for primary in [A, B] {
+            for what in BREAKS {
+                for moment in 0..8 {
+                    eprintln!("{who} of {primary}: {what:?} after {moment}");
+                    let mut w = start(1400 + moment, primary);
+                    w.must(who, Command::Detach { volume: None, force: false });
+                    w.settle();
+                    grow_disk(&mut w, A);
+                    if who == A {
+                        w.check_resize(A);
+                    } else {
+                        w.must(A, RESIZE);
+                    }
+                    w.tell(who, Command::Attach(None));
+                    w.run_for(Span(5_000_000 * moment));
+                    break_and_mend(&mut w, what);
+                }
+            }
+        }
+    }
+}
+
+/// The device grows as the nodes meet again.
+#[test]
+fn a_growth_with_a_handshake_that_is_interrupted() {
+    for what in BREAKS {
+        for moment in 0..16 {
+            eprintln!("{what:?} after {moment}");
+            let mut w = start(1500 + moment, A);
+            w.kill(A);
+            w.kill(B);
+            grow_disk(&mut w, A);
+            w.restart(A);
+            w.restart(B);
+            w.run_for(Span(500_000_000 + 5_000_000 * moment));
+            break_and_mend(&mut w, what);
+        }
+    }
+}
