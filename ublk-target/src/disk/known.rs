@@ -3,43 +3,77 @@
 //! by them, and moves it before the next attach.
 //!
 //! Written at every attach, and before the core may move the metadata. Another reader sees the old
-//! list or the new one, whole, also after a crash.
+//! list or the new one, whole, also after a crash. A file system that does not answer, which may be
+//! one on the node's own device, is waited for a few seconds only (FE-3).
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::thread::Builder;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use parking_lot::Mutex;
 use replication_core::meta::KnownSizes;
 use replication_core::units::Sector;
 
 use super::open::Opened;
+use crate::worker::STACK_SIZE;
+
+/// How long a file system may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// One at a time: what took too long may still be under way.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// Remembers the size of a device that was opened, if its internal metadata is at its end. If not,
 /// what is known already tells where it is.
 ///
 /// # Errors
-/// The file cannot be written.
+/// The file cannot be written, or not in time.
 pub fn remember_seen(path: &Path, opened: &Opened, configured: Option<Sector>) -> Result<()> {
     let size = opened.info.data_sectors;
     let seen = opened.superblock.and_then(|found| KnownSizes::seen(&found, size, configured));
     let Some(known) = seen else { return Ok(()) };
-    // What cannot be read is replaced.
-    if load(path).is_ok_and(|found| found == known) {
-        return Ok(());
-    }
-    save(path, &known)
+    in_time(path, PATIENCE, move |path| {
+        // What cannot be read is replaced.
+        if load(path).is_ok_and(|found| found == known) { Ok(()) } else { save(path, &known) }
+    })
 }
 
 /// Remembers that the device has this size now, to whose end metadata may move.
 ///
 /// # Errors
-/// The file cannot be read or written.
+/// The file cannot be read or written, or not in time.
 pub fn remember_expected(path: &Path, size: Sector) -> Result<()> {
-    let found = load(path)?;
-    let mut known = found.clone();
-    known.expect(size);
-    if known == found { Ok(()) } else { save(path, &known) }
+    in_time(path, PATIENCE, move |path| {
+        let found = load(path)?;
+        let mut known = found.clone();
+        known.expect(size);
+        if known == found { Ok(()) } else { save(path, &known) }
+    })
+}
+
+/// Does this with the file. A thread of its own stays behind if it takes too long.
+fn in_time(
+    path: &Path,
+    patience: Duration,
+    work: impl FnOnce(&Path) -> Result<()> + Send + 'static,
+) -> Result<()> {
+    let (done, result) = sync_channel(1);
+    let file: PathBuf = path.to_owned();
+    let run = move || {
+        let _turn = TURN.lock();
+        // Nobody may listen any more.
+        done.send(work(&file)).unwrap_or_default();
+    };
+    let builder = Builder::new().name("known sizes".to_owned()).stack_size(STACK_SIZE);
+    builder.spawn(run).context("start a thread")?;
+    result.recv_timeout(patience).with_context(|| {
+        let name = path.display();
+        format!("{name}: its file system does not answer; is it on a device of this node?")
+    })?
 }
 
 fn load(path: &Path) -> Result<KnownSizes> {
@@ -72,6 +106,7 @@ mod tests {
     use super::*;
     use replication_core::config::BackingConfig;
     use replication_core::meta::{Geometry, MetaKind, Page, Superblock};
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
     use std::os::unix::fs::FileExt;
 
     /// A disk of so many sectors, opened, with metadata that was written for another size.
@@ -116,6 +151,20 @@ mod tests {
         assert!(grown.superblock.is_some(), "it is where one of the new size would be");
         remember_seen(&path, &grown, None).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "262144\n");
+    }
+
+    /// As with one on the device that waits for this.
+    #[test]
+    fn a_file_system_that_does_not_answer_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r0-0.sizes");
+        let (kind, mode) = (FileType::Fifo, Mode::RUSR | Mode::WUSR);
+        mknodat(CWD, &path, kind, mode, 0).unwrap();
+        let read = |path: &Path| load(path).map(drop);
+        let error = in_time(&path, Duration::from_millis(50), read).unwrap_err();
+        assert!(error.to_string().contains("does not answer"), "{error:#}");
+        // Lets the thread go, which waits for somebody to write.
+        drop(OpenOptions::new().write(true).open(&path).unwrap());
     }
 
     #[test]
