@@ -3,7 +3,7 @@
 //! (BM-8, RS-1).
 
 use replication_core::control::Command;
-use replication_core::state::{Disk, Role};
+use replication_core::state::{Conn, Disk, Role};
 use replication_core::units::Span;
 use tests::sim::control::RESIZE;
 use tests::sim::setup::{MIB, Setup};
@@ -57,6 +57,13 @@ fn break_and_mend(w: &mut World, what: Breaks) {
             w.must(n, Command::Attach(None));
         }
     }
+    if w.all(|state| state.conn == Conn::StandAlone) {
+        // The Primary went on with its own disk, without the generation that its peer had begun.
+        for n in [A, B] {
+            let discard_my_data = w.state(n, 0).role == Role::Secondary;
+            w.must(n, Command::Connect { discard_my_data });
+        }
+    }
     w.wait_synced();
     w.check_equal(0);
     if w.all(|state| state.role == Role::Secondary) {
@@ -73,9 +80,13 @@ fn break_and_mend(w: &mut World, what: Breaks) {
 
 /// Two connected nodes in sync, of which this one is Primary; B has the larger disk.
 fn start(seed: u64, primary: usize) -> World {
+    start_with(seed, B, primary)
+}
+
+fn start_with(seed: u64, larger: usize, primary: usize) -> World {
     let setup = Setup::with(|s| {
         s.speed.latency = Span::from_ms(10);
-        s.nodes[B].devices[0].data = 20 * MIB;
+        s.nodes[larger].devices[0].data = 20 * MIB;
     });
     let mut w = World::new(seed, setup);
     w.start_synced();
@@ -150,6 +161,39 @@ fn a_growth_with_a_handshake_that_is_interrupted() {
             w.restart(B);
             w.run_for(Span(500_000_000 + 5_000_000 * moment));
             break_and_mend(&mut w, what);
+        }
+    }
+}
+
+/// A role changes in the middle of a growth: who has grown first has decided whose data the new
+/// part gets. Each took itself for the target, for ever.
+#[test]
+fn a_growth_with_a_change_of_roles() {
+    let demote = Command::Secondary { holder: None };
+    let promote = Command::Primary { force: false };
+    for larger in [A, B] {
+        for told in [A, B] {
+            for (primary, moment) in (0..10).flat_map(|moment| [(A, moment), (B, moment)]) {
+                for is_demoted in [true, false] {
+                    eprintln!("{larger} {told} {primary} after {moment}: {is_demoted}");
+                    let mut w = start_with(1600 + moment, larger, primary);
+                    grow_disk(&mut w, 1 - larger);
+                    if is_demoted {
+                        w.tell(told, RESIZE);
+                        w.run_for(Span(4_000_000 * moment));
+                        w.tell(primary, demote.clone());
+                    } else {
+                        w.must(primary, demote.clone());
+                        w.tell(told, RESIZE);
+                        w.run_for(Span(2_000_000 * moment));
+                        w.tell(1 - primary, promote.clone());
+                    }
+                    w.run_for(Span::from_secs(1));
+                    w.wait_synced();
+                    w.check_equal(0);
+                    assert_eq!(w.nodes[A].sizes, w.nodes[B].sizes);
+                }
+            }
         }
     }
 }

@@ -270,40 +270,47 @@ impl Resource {
     }
 
     /// Whether the new part of a grown device is copied from here; `None` without two disks that
-    /// are at rest.
+    /// are at rest, one of them good. Who has grown first has decided it, and said so.
     fn is_grow_source(&self, at: usize) -> Option<bool> {
         let volume = &self.volumes[at];
         let state = volume.state;
-        let is_attached = volume.disk.as_ref().is_some_and(|disk| disk.stage == Stage::Attached);
-        if state.conn != Conn::Connected || !is_attached {
+        let disk = volume.disk.as_ref().filter(|disk| disk.stage == Stage::Attached)?;
+        if state.conn != Conn::Connected {
             return None;
         }
-        match (state.disk, state.pdsk) {
-            (Disk::UpToDate, Disk::Inconsistent) => Some(true),
-            (Disk::Inconsistent, Disk::UpToDate) => Some(false),
-            (Disk::UpToDate, Disk::UpToDate) if state.role == state.peer => {
-                Some(self.link.is_resolver)
+        match (state.disk == Disk::UpToDate, state.pdsk == Disk::UpToDate) {
+            (true, false) => (state.pdsk == Disk::Inconsistent).then_some(true),
+            (false, true) => (state.disk == Disk::Inconsistent).then_some(false),
+            (false, false) => None,
+            (true, true) => {
+                let own = disk.uuids.current;
+                let follows = volume.peer_uuids.is_some_and(|peer| {
+                    peer.uuids.bitmap.same(own) && !peer.uuids.current.same(own)
+                });
+                let is_first = !disk.uuids.bitmap.is_zero();
+                let is_elected = if state.role == state.peer {
+                    self.link.is_resolver
+                } else {
+                    state.role == Role::Primary
+                };
+                Some(is_first || (is_elected && !follows))
             }
-            (Disk::UpToDate, Disk::UpToDate) => Some(state.role == Role::Primary),
-            _ => None,
         }
     }
 
     /// This node grows by itself, and its peer is to follow: from now on they differ. The
     /// superblock with the new size says so, as a generation of the source or as that the target is
     /// Inconsistent: whoever dies before the resync, the next handshake finds its direction (BM-8,
-    /// RS-1).
+    /// RS-1). So a target cannot take over before the resync has ended, and one that does not hear
+    /// of it and takes over makes a split brain.
     pub(crate) fn grow_before_peer(&mut self, at: usize) {
         self.volumes[at].resync_after_grow = true;
-        match self.is_grow_source(at) {
-            Some(true) if self.volumes[at].uuids().is_some_and(|u| u.bitmap.is_zero()) => {
-                self.new_current_uuid(at);
-            }
-            Some(false) => {
-                let state = State { disk: Disk::Inconsistent, ..self.volumes[at].state };
-                self.set_state(at, state, "device grows");
-            }
-            Some(true) | None => {}
+        let Some(is_source) = self.is_grow_source(at) else { return };
+        if !is_source {
+            let state = State { disk: Disk::Inconsistent, ..self.volumes[at].state };
+            self.set_state(at, state, "device grows");
+        } else if self.volumes[at].uuids().is_some_and(|uuids| uuids.bitmap.is_zero()) {
+            self.new_current_uuid(at);
         }
     }
 
