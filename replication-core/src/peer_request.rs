@@ -306,6 +306,11 @@ impl Resource {
     ) -> Result<(), Wrong> {
         let range = self.checked_range(at, ack.sector, ack.size)?;
         let Some(key) = self.find_asked(at, range) else {
+            let state = self.volumes[at].state;
+            if matches!(state.conn, Conn::SyncTarget | Conn::PausedSyncT) {
+                // What was asked for instead would be waited for without end.
+                return Err(format!("no resync data for {range}, which was not asked for"));
+            }
             return Ok(()); // Of a resync that ended meanwhile.
         };
         if let Some(resync) = self.volumes[at].resync.as_mut() {

@@ -163,3 +163,23 @@ fn a_primary_does_not_fall_behind_its_peer() {
     w.wait_synced();
     w.read(A, 0, 0, 128);
 }
+
+/// A source that refuses what its target did not ask for, as when a bit of the question has turned
+/// over: the answer to the right one would be waited for without end. The resync starts again.
+#[test]
+fn a_refusal_that_fits_no_question_ends_the_connection() {
+    let mut w = World::new(1306, Setup::with(|s| s.disk(|disk| disk.rate.max_rate_kib = 400)));
+    w.start_synced();
+    w.write(A, 0, 0, 128);
+    w.must(A, Command::InvalidateRemote(None));
+    w.run_until("a resync", Span::from_secs(5), |w| w.conn(B) == Conn::SyncTarget);
+    let [_, meta] = streams(&w);
+    let end = w.nodes[B].sizes[0];
+    let (sector, block_id) = (Sector(end - 8), BlockId::SYNCER);
+    let ack = BlockAck { sector, block_id, size: 4096, seq: 0 };
+    inject(&mut w, A, meta, std::iter::once(Packet::NegRsDReply(ack)));
+    w.run_until("the loss", Span::from_secs(5), |w| w.conn(B) < Conn::Connected);
+    assert!(w.has_logged(B, "P_NEG_RS_DREPLY"), "for the right reason");
+    w.wait_synced();
+    w.check_equal(0);
+}
