@@ -45,6 +45,10 @@ impl Run {
             self.w.run_for(Span::from_secs(1));
         }
         self.w.check_synced();
+        // They may have become equal without a resync that was paused.
+        for n in [A, B] {
+            self.insist(n, Command::PauseSync(false));
+        }
         self.use_once_more();
     }
 

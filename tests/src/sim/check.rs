@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 
 use replication_core::event::VolumeIx;
 use replication_core::meta::al_journal::replay;
+use replication_core::meta::relocate::Place;
 use replication_core::meta::{MetaFlags, Page, Superblock};
 use replication_core::state::{Conn, Disk as DiskState, Role, State};
 use replication_core::units::{AlExtent, Block, BlockRange, SECTORS_PER_BLOCK, Sector};
@@ -198,8 +199,11 @@ impl World {
     pub fn on_disk(&self, n: usize, volume: usize) -> Option<OnDisk> {
         let node = &self.nodes[n];
         let backing = &node.backing[volume];
-        let data = backing.data.sectors();
         let meta = backing.meta.as_ref().map(Disk::sectors);
+        let data = match self.place_of_metadata(n, volume) {
+            Place::Behind(relocation) if meta.is_none() => relocation.old_size().0,
+            _ => backing.data.sectors(),
+        };
         let geometry = node.setup.geometry(volume, data, meta)?;
         let disk = backing.meta_disk();
         let page = |sector: Sector| {

@@ -106,7 +106,8 @@ impl World {
         }
     }
 
-    fn place_of_metadata(&self, n: usize, volume: usize) -> Place {
+    /// Where the internal metadata of a node's disk is.
+    pub(crate) fn place_of_metadata(&self, n: usize, volume: usize) -> Place {
         let node = &self.nodes[n];
         let backing = &node.backing[volume];
         let configured = node.setup.config.volumes[volume].disk.size;
