@@ -117,7 +117,7 @@ impl Resource {
         self.tell_peer(at, old, new);
         self.follow_connection(at, old, new);
         if new.disk <= Disk::Failed && old.disk > Disk::Failed {
-            self.begin_leaving(at, old.disk);
+            self.begin_leaving(at, old.disk != Disk::Negotiating);
         }
         if is_stranded(new) && !is_stranded(old) {
             let volume = Some(self.volumes[at].ix);

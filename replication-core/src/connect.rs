@@ -621,6 +621,7 @@ impl Resource {
             volume.peer_sizes = None;
             volume.grows_to = None;
             volume.resync_after_grow = false;
+            volume.uuids_due = false;
             volume.peer_was_forced = false;
         }
         self.save_bitmaps();

@@ -324,6 +324,7 @@ impl Resource {
             .with(MetaFlags::FULL_SYNC, disk.counts_all_set())
             .with(MetaFlags::AL_DISABLED, is_off)
             .with(MetaFlags::AL_CLEAN, disk.clean_end);
+        disk.written_is_good = says_good(image.flags);
         image.magic = if disk.clean_end { Magic::V08Clean } else { Magic::V08Unclean };
         image.encode(&mut page);
         let sector = disk.geometry.superblock;
@@ -341,7 +342,11 @@ impl Resource {
             // Once the disk leaves, the data in use is that of the generation before (GI-1).
             if is_superblock && result.is_ok() && disk.stage == Stage::Attached {
                 disk.durable_uuid = Uuid(disk.superblock.uuids.current);
+                disk.durable_is_good = disk.written_is_good;
                 volume.begun = volume.begun.filter(|begun| !begun.current.same(disk.durable_uuid));
+                if std::mem::take(&mut volume.uuids_due) {
+                    self.send_uuids(at, false);
+                }
             }
         }
         let is_ignored = self.mutant.is_on(Mutant::IgnoreFailedMetadata);
@@ -384,7 +389,7 @@ impl Resource {
                     state.disk = Disk::Failed;
                     self.set_state(at, state, "detach");
                 }
-                self.begin_leaving(at, Disk::Failed);
+                self.begin_leaving(at, true);
             }
             After::MarkClean => {
                 if let Some(disk) = self.volumes[at].disk.as_mut() {
@@ -524,4 +529,9 @@ fn flags_of(state: &State, disk: &LocalDisk) -> MetaFlags {
         .with(MetaFlags::WAS_UP_TO_DATE, state.disk > Disk::Outdated)
         .with(MetaFlags::PEER_OUT_DATED, peer_bad)
         .with(MetaFlags::CRASHED_PRIMARY, disk.crashed_primary)
+}
+
+/// Whether a superblock with these flags says that the data is good.
+const fn says_good(flags: MetaFlags) -> bool {
+    flags.contains(MetaFlags::CONSISTENT) && flags.contains(MetaFlags::WAS_UP_TO_DATE)
 }

@@ -22,7 +22,7 @@ use crate::resource::Resource;
 use crate::split_brain::{AfterSb0Pri, AfterSb1Pri, AfterSb2Pri, Policies};
 use crate::state::{Conn, Disk, Role, State};
 use crate::units::{SECTORS_PER_BLOCK, Sector, VolumeNr};
-use crate::volume::{After, MetaTask, PeerSizes, Stage};
+use crate::volume::{After, LocalDisk, MetaTask, PeerSizes, Stage};
 use crate::wire::{
     AlgName, Features, Packet, Protocol, QueueLimits, ResyncController, Sizes, SizesFlags,
     SyncParam, UuidFlags, UuidsPacket,
@@ -305,10 +305,10 @@ impl Resource {
         let attaching = state.disk == Disk::Negotiating || state.pdsk < Disk::Inconsistent;
         let settling = handshaking || attaching;
         let waits = grows && settling;
-        let waited = self.volumes[at].grows_to.is_some();
         if !waits && agreed.size != old {
             self.resize_to(at, agreed.size, clean);
         }
+        let waited = self.volumes[at].grows_to.is_some();
         self.volumes[at].grows_to = waits.then_some((agreed.size, clean));
         let is_news = theirs.current_sectors != self.volumes[at].size.0 || (waits && !waited);
         if !handshaking && is_news {
@@ -364,9 +364,16 @@ impl Resource {
     }
 
     /// Sends this node's generations, if it has a disk. `attaching`: the disk waits for the
-    /// handshake.
+    /// handshake. A Primary without a disk hears of one that is on disk: it answers its host.
     pub(crate) fn send_uuids(&mut self, at: usize, attaching: bool) {
         if !self.is_connected() {
+            return;
+        }
+        let volume = &mut self.volumes[at];
+        let is_bare = volume.state.peer == Role::Primary && volume.state.pdsk < Disk::Negotiating;
+        let is_on_disk = |d: &LocalDisk| d.durable_uuid.same(d.uuids.current);
+        if is_bare && !volume.disk.as_ref().is_none_or(is_on_disk) {
+            volume.uuids_due = true;
             return;
         }
         self.send_uuids_with(at, attaching, UuidFlags::NONE);

@@ -59,7 +59,7 @@ pub(crate) enum Progress {
     Waiting,
     /// Its parts are under way.
     Running,
-    /// It waits for the gate.
+    /// It is finished and waits to be answered.
     Held,
     /// The host has its answer; it is still in the transfer log.
     Answered,

@@ -153,6 +153,10 @@ pub(crate) struct LocalDisk {
     pub(crate) cleared_unflushed: bool,
     /// The current identifier in the superblock on disk.
     pub(crate) durable_uuid: Uuid,
+    /// The superblock on disk says that the data is good.
+    pub(crate) durable_is_good: bool,
+    /// The superblock that was written last says so.
+    pub(crate) written_is_good: bool,
     /// The next superblock says that the activity log does not count: data and bitmap go first.
     pub(crate) flush_first: bool,
     /// The disk state that the attach found, for the handshake of a disk attached while
@@ -227,9 +231,11 @@ pub(crate) struct Volume {
     /// peer has begun the new one: its disk may fail over it.
     pub(crate) exposed_before: Uuid,
     /// The own disk is gone from under this Primary, and the peer may not know: after a crash that
-    /// disk could come back as the newest. Until the peer has begun a generation, what only its
-    /// disk has is not done (ACK-2, DUR-5).
+    /// disk could come back as the newest. Until the peer tells of a new generation, which is on
+    /// its disk by then, what only it has is not done (ACK-2, DUR-5).
     pub(crate) awaits_generation: bool,
+    /// The peer is to hear of a generation as soon as that is on disk.
+    pub(crate) uuids_due: bool,
     /// The generation that was begun last, until it is known to be on disk.
     pub(crate) begun: Option<BegunGeneration>,
     pub(crate) peer_uuids: Option<PeerUuids>,
@@ -252,7 +258,7 @@ pub(crate) struct Volume {
     pub(crate) is_paused: bool,
     /// Host requests that wait.
     pub(crate) waiting: VecDeque<Key>,
-    /// Host requests that are finished and wait for the gate.
+    /// Host requests that are finished and wait to be answered.
     pub(crate) held: VecDeque<Key>,
     /// Host writes under way.
     pub(crate) host_writes: Intervals<Key>,
@@ -284,6 +290,7 @@ impl Volume {
             exposed_uuid: Uuid::ZERO,
             exposed_before: Uuid::ZERO,
             awaits_generation: false,
+            uuids_due: false,
             begun: None,
             peer_uuids: None,
             peer_sizes: None,

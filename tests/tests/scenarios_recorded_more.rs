@@ -214,6 +214,7 @@ fn recorded_13_an_older_disk_does_not_let_requests_go_on() {
     w.settle();
     w.must(A, Command::Detach { volume: None, force: false });
     w.disk_failed(A, 0);
+    w.write(A, 0, 400, 8);
     w.must(B, Command::Detach { volume: None, force: true });
     w.disk_failed(B, 0);
     let read = w.submit(A, 0, HostOp::Read, area(0, 8)).unwrap();

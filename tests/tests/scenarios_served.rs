@@ -2,8 +2,10 @@
 //! (GI-1). When it takes its own disk back, that follows the data in use, whatever its superblock
 //! says (DUR-5, RD-1).
 
+use replication_core::config::OnIoError;
 use replication_core::control::Command;
 use replication_core::event::HostOp;
+use replication_core::meta::MetaFlags;
 use replication_core::state::{Conn, Disk, OnNoData};
 use replication_core::units::{Errno, SectorRange, Span};
 use tests::sim::disk::{Cut, Fault, Kind, Trouble};
@@ -210,5 +212,67 @@ fn what_waits_for_the_peer_to_know_is_done_when_it_does() {
         w.must(A, Command::Attach(None));
         w.wait_synced();
         w.read_all(A, 0);
+    }
+}
+
+/// A Primary's disk fails over a flush, and the peer says so with a generation. The flush is done
+/// when that is on the peer's disk: both lose power before, and meet in the old one.
+#[test]
+fn the_peer_knows_when_its_disk_does() {
+    for seed in 850..870 {
+        let setup = Setup::with(|s| {
+            s.speed.latency = Span::from_ms(1);
+            s.nodes[B].disk_time = (Span::from_ms(20), Span::from_ms(21));
+        });
+        let mut w = World::new(seed, setup);
+        w.start_synced();
+        w.write(A, 0, 0, 64);
+        w.flush(A, 0);
+        w.settle();
+        let trouble = Trouble::Fail(Errno::EIO);
+        let fault = Fault { kind: Kind::Flush, range: None, times: Some(1), trouble };
+        w.nodes[A].backing[0].data.add_fault(fault);
+        w.write(A, 0, 0, 8);
+        w.flush(A, 0);
+        for n in [A, B] {
+            w.power_cut(n, Cut::LoseAll);
+        }
+        for n in [A, B] {
+            w.restart(n);
+        }
+        w.wait_synced();
+        w.must(A, Command::Primary { force: false });
+        w.read_all(A, 0);
+    }
+}
+
+/// A write that fails here is passed on to the peer, and the superblock that was to say that this
+/// disk is not good any more cannot be written either. It is what a crash finds: the write is not
+/// done before the peer knows.
+#[test]
+fn a_disk_that_cannot_even_say_that_it_is_bad() {
+    for seed in 870..880 {
+        let setup = Setup::with(|s| s.disk(|disk| disk.on_io_error = OnIoError::PassOn));
+        let mut w = World::new(seed, setup);
+        w.start_synced();
+        w.write(A, 0, 0, 64);
+        w.settle();
+        let trouble = Trouble::Fail(Errno::EIO);
+        for kind in [Kind::Write, Kind::MetaWrite] {
+            let fault = Fault { kind, range: None, times: Some(1), trouble };
+            w.nodes[A].backing[0].data.add_fault(fault);
+        }
+        let range = SectorRange { start: 0, end: 8 };
+        let op = HostOp::Write { fua: false };
+        let number = w.submit(A, 0, op, range).expect("a slot is free");
+        let is_there = |w: &mut World| w.nodes[B].writes_under_way(0).next().is_some();
+        w.run_until("the write at B", Span::from_secs(1), is_there);
+        w.net.cut_towards(B);
+        w.run_for(Span::from_ms(200));
+        let is_good = |w: &World| {
+            let flags = w.on_disk(A, 0).expect("the superblock is whole").superblock.flags;
+            flags.contains(MetaFlags::CONSISTENT)
+        };
+        assert!(w.answer(A, number).is_none() || !is_good(&w), "A's disk says that it is good");
     }
 }

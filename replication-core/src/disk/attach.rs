@@ -1,7 +1,7 @@
 //! The beginning and the end of a disk's use: reading the metadata, recovering from a crash,
 //! deciding what the data is worth; and putting everything away.
 
-use super::{MAX_LOG_BLOCKS, READ_PAGES};
+use super::{MAX_LOG_BLOCKS, READ_PAGES, says_good};
 use crate::action::{Action, Level, Scope};
 use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
@@ -78,6 +78,8 @@ impl Resource {
             cleared_unflushed: false,
             flush_first: false,
             durable_uuid: Uuid::ZERO,
+            durable_is_good: false,
+            written_is_good: false,
             found: Disk::Inconsistent,
             found_peer: Disk::DUnknown,
             read_cursor: 0,
@@ -156,6 +158,7 @@ impl Resource {
             disk.uuids = begun.before;
         }
         disk.durable_uuid = disk.uuids.current;
+        disk.durable_is_good = says_good(found.flags);
         disk.superblock = found;
         disk.stage = Stage::Log;
         disk.read_cursor = 0;
@@ -404,9 +407,9 @@ impl Resource {
         self.admin_attached(at, Err((code, text)));
     }
 
-    /// The disk, which `was` in this state, is given up: wait for what is in flight, then close it.
-    /// One that was not in use yet leaves the data in use what it was.
-    pub(crate) fn begin_leaving(&mut self, at: usize, was: Disk) {
+    /// The disk is given up: wait for what is in flight, then close it. One that was not `in_use`
+    /// yet leaves the data in use what it was.
+    pub(crate) fn begin_leaving(&mut self, at: usize, in_use: bool) {
         let volume = &mut self.volumes[at];
         let Some(disk) = volume.disk.as_mut() else { return };
         if disk.stage != Stage::Attached {
@@ -414,8 +417,9 @@ impl Resource {
         }
         disk.stage = Stage::Leaving;
         volume.unseen_size = None;
+        volume.uuids_due = false;
         self.again = true;
-        if was == Disk::Negotiating {
+        if !in_use {
             return;
         }
         // From here on the peer may name a newer generation, if it has not done so already.
@@ -424,7 +428,7 @@ impl Resource {
         let followed = volume.peer_uuids.map(|peer| peer.uuids).filter(|u| u.bitmap.same(own));
         volume.exposed_uuid = followed.map_or(own, |uuids| uuids.current);
         volume.exposed_before = Uuid::ZERO;
-        let is_newest = was == Disk::UpToDate && volume.exposed_uuid.same(own);
+        let is_newest = disk.durable_is_good && volume.exposed_uuid.same(own);
         let is_trusted = self.mutant.is_on(Mutant::TrustUnawarePeer);
         volume.awaits_generation = is_newest && volume.state.role == Role::Primary && !is_trusted;
     }
