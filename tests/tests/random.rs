@@ -19,8 +19,9 @@ fn random_faults_heal() {
 /// another protocol in force than configured (11867), failures of both disks (4290, 5000333), a
 /// read that ends late (3318), a link cut for a moment (41034). Kinds that came later would make
 /// other runs of these seeds. With them: a promotion that waits for the end of the connection while
-/// the other node could be promoted (411862); and a cut that holds back so much, byte by byte, that
-/// its end takes more than a hundred thousand steps of one moment (605682).
+/// the other node could be promoted (411862); a cut that holds back so much, byte by byte, that its
+/// end takes more than a hundred thousand steps of one moment (605682); and a disk that was about to
+/// fail a write of metadata, and did so as a stranger left (835200).
 #[test]
 fn rare_situations_are_judged_rightly() {
     let mut without = Kinds::default();
@@ -28,7 +29,7 @@ fn rare_situations_are_judged_rightly() {
     for seed in [1200, 1561, 2096, 2236, 3318, 4290, 11_679, 11_867, 41_034, 5_000_333] {
         run(&Case { without, ..Case::of(seed) });
     }
-    for seed in [411_862, 605_682] {
+    for seed in [411_862, 605_682, 835_200] {
         run(&Case::of(seed));
     }
 }

@@ -20,6 +20,8 @@ use super::{Kind, Run};
 use crate::fuzz::Bytes;
 use crate::fuzz::peer::{framed, packet};
 use crate::sim::A;
+use crate::sim::disk::Disk;
+use crate::sim::node::Backing;
 use crate::sim::stranger::Call;
 
 /// Connections of a crowd.
@@ -90,8 +92,15 @@ impl Run {
     /// What no stranger changes, if nobody else is there to change it.
     fn untouched(&self, n: usize) -> Option<String> {
         let has_load = self.w.nodes[n].host.load.is_some();
-        let is_alone =
-            self.is_ready(n) && !self.w.is_alive(1 - n) && !has_load && self.w.is_quiet();
+        // What is still to be written when a connection ends may meet it.
+        let has_faults = |backing: &Backing| {
+            backing.data.has_faults() || backing.meta.as_ref().is_some_and(Disk::has_faults)
+        };
+        let is_alone = self.is_ready(n)
+            && !self.w.is_alive(1 - n)
+            && !has_load
+            && self.w.is_quiet()
+            && !self.w.nodes[n].backing.iter().any(has_faults);
         is_alone.then(|| {
             let volumes = self.w.status(n).volumes;
             let volumes = volumes.iter().enumerate().map(|(volume, status)| {

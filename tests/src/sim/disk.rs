@@ -126,6 +126,12 @@ impl Disk {
         self.faults.push(fault);
     }
 
+    /// Whether a fault waits for its operation.
+    #[must_use]
+    pub const fn has_faults(&self) -> bool {
+        !self.faults.is_empty()
+    }
+
     /// No more faults.
     pub fn heal(&mut self) {
         self.faults.clear();
