@@ -330,8 +330,8 @@ impl Resource {
 
     /// The size that both disks have room for, but did not have in the last connection, is taken
     /// into use together with what the handshake has decided. So the superblock that says so is
-    /// that of the generation in which the source of the new part begins its resync, or that of an
-    /// Inconsistent target: should both nodes die before, the part is not forgotten (BM-8, RS-1).
+    /// that of the generation in which the source of the new part begins its resync: should both
+    /// nodes die before, that part is not forgotten (BM-8, RS-1).
     fn grow_as_agreed(&mut self, at: usize, result: State) {
         let agreed = self.volumes[at].grows_to.take();
         let have_disks = result.disk.min(result.pdsk) >= Disk::Inconsistent;
@@ -372,8 +372,8 @@ impl Resource {
         let volume = &mut self.volumes[at];
         let is_bare = volume.state.peer == Role::Primary && volume.state.pdsk < Disk::Negotiating;
         let is_on_disk = |d: &LocalDisk| d.durable_uuid.same(d.uuids.current);
-        if is_bare && !volume.disk.as_ref().is_none_or(is_on_disk) {
-            volume.uuids_due = true;
+        volume.uuids_due = is_bare && !volume.disk.as_ref().is_none_or(is_on_disk);
+        if volume.uuids_due {
             return;
         }
         self.send_uuids_with(at, attaching, UuidFlags::NONE);

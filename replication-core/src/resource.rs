@@ -360,7 +360,9 @@ impl Resource {
         let has_room = self.peer_requests.len() + 2 < limits::MAX_PEER_REQUESTS as usize
             && self.epochs.len() < limits::MAX_PEER_EPOCHS
             && self.link.unread_acks() < limits::MAX_UNREAD_ACKS
-            && self.spare_ops() > 64;
+            && self.spare_ops() > 64
+            // A peer that attaches its disk would be told of a generation too early.
+            && !self.volumes.iter().any(|volume| volume.uuids_due);
         self.link.may_receive(sock) && (has_room || !self.link.is_data(sock))
     }
 

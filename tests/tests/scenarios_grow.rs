@@ -80,14 +80,17 @@ fn break_and_mend(w: &mut World, what: Breaks) {
 
 /// Two connected nodes in sync, of which this one is Primary; B has the larger disk.
 fn start(seed: u64, primary: usize) -> World {
-    start_with(seed, B, primary)
+    start_with(seed, with_larger_disk(B), primary)
 }
 
-fn start_with(seed: u64, larger: usize, primary: usize) -> World {
-    let setup = Setup::with(|s| {
+fn with_larger_disk(n: usize) -> Setup {
+    Setup::with(|s| {
         s.speed.latency = Span::from_ms(10);
-        s.nodes[larger].devices[0].data = 20 * MIB;
-    });
+        s.nodes[n].devices[0].data = 20 * MIB;
+    })
+}
+
+fn start_with(seed: u64, setup: Setup, primary: usize) -> World {
     let mut w = World::new(seed, setup);
     w.start_synced();
     w.write(A, 0, 0, 64);
@@ -176,7 +179,7 @@ fn a_growth_with_a_change_of_roles() {
             for (primary, moment) in (0..10).flat_map(|moment| [(A, moment), (B, moment)]) {
                 for is_demoted in [true, false] {
                     eprintln!("{larger} {told} {primary} after {moment}: {is_demoted}");
-                    let mut w = start_with(1600 + moment, larger, primary);
+                    let mut w = start_with(1600 + moment, with_larger_disk(larger), primary);
                     grow_disk(&mut w, 1 - larger);
                     if is_demoted {
                         w.tell(told, RESIZE);
@@ -195,5 +198,26 @@ fn a_growth_with_a_change_of_roles() {
                 }
             }
         }
+    }
+}
+
+/// Both disks have grown and both nodes are told, so that neither grows first, and the Primary
+/// becomes Secondary: one of them is elected in the end, and no disk is given up for it.
+#[test]
+fn a_growth_that_nobody_began() {
+    for (seed, primary) in (1700..1720).flat_map(|seed| [(seed, A), (seed, B)]) {
+        let mut w = start_with(seed, Setup::with(|s| s.speed.latency = Span::from_ms(10)), primary);
+        for n in [A, B] {
+            grow_disk(&mut w, n);
+            w.tell(n, RESIZE);
+        }
+        w.run_for(Span(500_000 * (seed % 20)));
+        w.tell(primary, Command::Secondary { holder: None });
+        w.run_for(Span::from_secs(1));
+        w.wait_synced();
+        w.must(A, Command::Primary { force: false });
+        w.wait_synced();
+        w.check_equal(0);
+        assert_eq!(w.nodes[A].sizes, w.nodes[B].sizes);
     }
 }

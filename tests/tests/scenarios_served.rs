@@ -216,10 +216,11 @@ fn what_waits_for_the_peer_to_know_is_done_when_it_does() {
 }
 
 /// A Primary's disk fails over a flush, and the peer says so with a generation. The flush is done
-/// when that is on the peer's disk: both lose power before, and meet in the old one.
+/// when that is on the peer's disk, also if the own one is attached again meanwhile: both lose power
+/// before, and meet in the old one.
 #[test]
 fn the_peer_knows_when_its_disk_does() {
-    for seed in 850..870 {
+    for (seed, attaches) in (850..870).flat_map(|seed| [(seed, false), (seed, true)]) {
         let setup = Setup::with(|s| {
             s.speed.latency = Span::from_ms(1);
             s.nodes[B].disk_time = (Span::from_ms(20), Span::from_ms(21));
@@ -233,7 +234,13 @@ fn the_peer_knows_when_its_disk_does() {
         let fault = Fault { kind: Kind::Flush, range: None, times: Some(1), trouble };
         w.nodes[A].backing[0].data.add_fault(fault);
         w.write(A, 0, 0, 8);
-        w.flush(A, 0);
+        let flush = w.submit(A, 0, HostOp::Flush, SectorRange::default()).expect("a slot is free");
+        let limit = Span::from_secs(5);
+        if attaches {
+            w.run_until("A is bare", limit, |w| w.state(A, 0).disk == Disk::Diskless);
+            w.tell(A, Command::Attach(None));
+        }
+        w.run_until("an answer", limit, |w| w.answer(A, flush).is_some());
         for n in [A, B] {
             w.power_cut(n, Cut::LoseAll);
         }

@@ -425,10 +425,15 @@ impl Resource {
         // From here on the peer may name a newer generation, if it has not done so already.
         // Nothing was acknowledged under one that did not get to the disk (GI-1).
         let own = disk.durable_uuid;
-        let followed = volume.peer_uuids.map(|peer| peer.uuids).filter(|u| u.bitmap.same(own));
+        let is_older = |peer: &Uuids| {
+            [peer.bitmap, peer.history[0], peer.history[1]].iter().any(|uuid| uuid.same(own))
+        };
+        let followed = volume.peer_uuids.map(|peer| peer.uuids).filter(is_older);
         volume.exposed_uuid = followed.map_or(own, |uuids| uuids.current);
         volume.exposed_before = Uuid::ZERO;
-        let is_newest = disk.durable_is_good && volume.exposed_uuid.same(own);
+        // A superblock that is under way may get there.
+        let is_good = disk.durable_is_good || disk.written_is_good;
+        let is_newest = is_good && volume.exposed_uuid.same(own);
         let is_trusted = self.mutant.is_on(Mutant::TrustUnawarePeer);
         volume.awaits_generation = is_newest && volume.state.role == Role::Primary && !is_trusted;
     }

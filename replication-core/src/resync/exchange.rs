@@ -188,8 +188,8 @@ impl Resource {
             // It has overtaken the peer's consent, which comes through the other socket (ORD-7).
             Conn::Connected if asks_for_it => volume.early_sync_uuid = Some(uuid),
             Conn::Connected if volume.resync_after_grow => {
-                volume.early_sync_uuid = Some(uuid);
-                self.start_grow_sync(at);
+                volume.resync_after_grow = false;
+                self.start_target(at, uuid);
             }
             other => return Err(format!("in state {other}")),
         }
@@ -269,66 +269,46 @@ impl Resource {
         }
     }
 
-    /// Whether the new part of a grown device is copied from here; `None` without two disks that
-    /// are at rest, one of them good. Who has grown first has decided it, and said so.
-    fn is_grow_source(&self, at: usize) -> Option<bool> {
+    /// Whether the new part of a grown device is copied from here. Who has grown first, and is
+    /// elected, says so with a generation; a role may change since. Two nodes may both be none: the
+    /// next word of a role elects one.
+    fn is_grow_source(&self, at: usize) -> bool {
         let volume = &self.volumes[at];
         let state = volume.state;
-        let disk = volume.disk.as_ref().filter(|disk| disk.stage == Stage::Attached)?;
-        if state.conn != Conn::Connected {
-            return None;
-        }
-        match (state.disk == Disk::UpToDate, state.pdsk == Disk::UpToDate) {
-            (true, false) => (state.pdsk == Disk::Inconsistent).then_some(true),
-            (false, true) => (state.disk == Disk::Inconsistent).then_some(false),
-            (false, false) => None,
-            (true, true) => {
-                let own = disk.uuids.current;
-                let follows = volume.peer_uuids.is_some_and(|peer| {
-                    peer.uuids.bitmap.same(own) && !peer.uuids.current.same(own)
-                });
-                let is_first = !disk.uuids.bitmap.is_zero();
-                let is_elected = if state.role == state.peer {
-                    self.link.is_resolver
-                } else {
-                    state.role == Role::Primary
-                };
-                Some(is_first || (is_elected && !follows))
-            }
-        }
+        let attached = volume.disk.as_ref().filter(|disk| disk.stage == Stage::Attached);
+        let Some(disk) = attached.filter(|_| state.conn == Conn::Connected) else { return false };
+        let own = disk.uuids.current;
+        let follows = volume
+            .peer_uuids
+            .is_some_and(|peer| peer.uuids.bitmap.same(own) && !peer.uuids.current.same(own));
+        let is_elected = if state.role == state.peer {
+            self.link.is_resolver
+        } else {
+            state.role == Role::Primary
+        };
+        let is_first = !disk.uuids.bitmap.is_zero();
+        let have_disks = state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate;
+        have_disks && (is_first || (is_elected && !follows))
     }
 
-    /// This node grows by itself, and its peer is to follow: from now on they differ. The
-    /// superblock with the new size says so, as a generation of the source or as that the target is
-    /// Inconsistent: whoever dies before the resync, the next handshake finds its direction (BM-8,
-    /// RS-1). So a target cannot take over before the resync has ended, and one that does not hear
-    /// of it and takes over makes a split brain.
+    /// This node grows by itself, and its peer is to follow: from now on they differ. If the new
+    /// part is copied from here, the superblock with the new size is that of a new generation:
+    /// whoever dies before the resync, the next handshake finds its direction (BM-8, RS-1). A peer
+    /// that does not hear of it, and takes over, makes a split brain.
     pub(crate) fn grow_before_peer(&mut self, at: usize) {
         self.volumes[at].resync_after_grow = true;
-        let Some(is_source) = self.is_grow_source(at) else { return };
-        if !is_source {
-            let state = State { disk: Disk::Inconsistent, ..self.volumes[at].state };
-            self.set_state(at, state, "device grows");
-        } else if self.volumes[at].uuids().is_some_and(|uuids| uuids.bitmap.is_zero()) {
+        let is_shared = self.volumes[at].uuids().is_some_and(|uuids| uuids.bitmap.is_zero());
+        if is_shared && self.is_grow_source(at) {
             self.new_current_uuid(at);
         }
     }
 
-    /// Both nodes have grown: the new part is synced.
+    /// Both nodes have grown: the new part is synced. Its target waits for the word of the source,
+    /// whose superblock with the new size says that it is one (RS-1).
     pub(crate) fn start_grow_sync(&mut self, at: usize) {
-        if !self.volumes[at].resync_after_grow {
-            return;
-        }
-        let Some(is_source) = self.is_grow_source(at) else { return };
-        self.volumes[at].resync_after_grow = false;
-        if is_source {
+        if self.volumes[at].resync_after_grow && self.is_grow_source(at) {
+            self.volumes[at].resync_after_grow = false;
             self.prepare_source(at);
-        } else {
-            // Not Outdated, which would count as equal in the generation of both (RS-1).
-            let state = self.volumes[at].state;
-            let state = State { conn: Conn::WFSyncUUID, disk: Disk::Inconsistent, ..state };
-            self.set_state(at, state, "device grew");
-            self.take_early_sync_uuid(at);
         }
     }
 
