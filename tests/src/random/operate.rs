@@ -238,6 +238,10 @@ impl Run {
             self.w.since_sync[*at].troubled = true;
             self.w.stale[victim][*at] = true;
             self.w.threw_away(victim, *at);
+            if self.primary() == Some(victim) {
+                // Its peer need not have got what was acknowledged in protocols A and B.
+                self.w.disk_failed(victim, *at);
+            }
         }
         let command =
             if remote { Command::InvalidateRemote(volume) } else { Command::Invalidate(volume) };
