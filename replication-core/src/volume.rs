@@ -240,7 +240,8 @@ pub(crate) struct Volume {
     pub(crate) begun: Option<BegunGeneration>,
     pub(crate) peer_uuids: Option<PeerUuids>,
     pub(crate) peer_sizes: Option<PeerSizes>,
-    /// The device sizes of both nodes allow it to grow: sync the new part once connected.
+    /// The device has grown, here or on both nodes, in this connection: the new part is to be
+    /// synced. Whoever is its source starts that.
     pub(crate) resync_after_grow: bool,
     /// The size that the volume grows to with the result of the handshake, and whether the new part
     /// counts as equal.

@@ -17,13 +17,18 @@ fn on_disk(w: &World, n: usize) -> u64 {
     w.on_disk(n, 0).expect("the superblock is whole").superblock.uuids.current & !1
 }
 
+/// The next operation of this kind on A's disk fails, where its metadata is, too.
+fn fails(w: &mut World, kind: Kind) {
+    let trouble = Trouble::Fail(Errno::EIO);
+    let fault = Fault { kind, range: None, times: Some(1), trouble };
+    w.nodes[A].backing[0].data.add_fault(fault);
+}
+
 /// A write of A's metadata fails, which may have got to the disk all the same, after `pass` writes
 /// that succeed; B goes away for it, so that the write is the one of a new generation.
 fn begins_a_generation_that_fails(w: &mut World) -> bool {
     let shared = on_disk(w, A);
-    let trouble = Trouble::Fail(Errno::EIO);
-    let fault = Fault { kind: Kind::MetaWrite, range: None, times: Some(1), trouble };
-    w.nodes[A].backing[0].meta_disk_mut().add_fault(fault);
+    fails(w, Kind::MetaWrite);
     w.disk_failed(B, 0);
     w.must(B, Command::Detach { volume: None, force: true });
     w.disk_failed(A, 0);
@@ -164,9 +169,7 @@ fn what_only_the_peer_has_is_not_done_before_the_peer_knows() {
         w.start_synced();
         w.write(A, 0, 0, 64);
         w.settle();
-        let trouble = Trouble::Fail(Errno::EIO);
-        let fault = Fault { kind, range: None, times: Some(1), trouble };
-        w.nodes[A].backing[0].data.add_fault(fault);
+        fails(&mut w, kind);
         let number = w.submit(A, 0, op, range).expect("a slot is free");
         if range == block {
             let is_there = |w: &mut World| w.nodes[B].writes_under_way(0).next().is_some();
@@ -195,9 +198,7 @@ fn what_waits_for_the_peer_to_know_is_done_when_it_does() {
         w.start_synced();
         w.write(A, 0, 0, 64);
         w.settle();
-        let trouble = Trouble::Fail(Errno::EIO);
-        let fault = Fault { kind: Kind::Flush, range: None, times: Some(1), trouble };
-        w.nodes[A].backing[0].data.add_fault(fault);
+        fails(&mut w, Kind::Flush);
         w.net.cut_towards(B);
         let flush = w.submit(A, 0, HostOp::Flush, SectorRange::default()).expect("a slot is free");
         let limit = Span::from_secs(60);
@@ -230,9 +231,7 @@ fn the_peer_knows_when_its_disk_does() {
         w.write(A, 0, 0, 64);
         w.flush(A, 0);
         w.settle();
-        let trouble = Trouble::Fail(Errno::EIO);
-        let fault = Fault { kind: Kind::Flush, range: None, times: Some(1), trouble };
-        w.nodes[A].backing[0].data.add_fault(fault);
+        fails(&mut w, Kind::Flush);
         w.write(A, 0, 0, 8);
         let flush = w.submit(A, 0, HostOp::Flush, SectorRange::default()).expect("a slot is free");
         let limit = Span::from_secs(5);
@@ -264,11 +263,7 @@ fn a_disk_that_cannot_even_say_that_it_is_bad() {
         w.start_synced();
         w.write(A, 0, 0, 64);
         w.settle();
-        let trouble = Trouble::Fail(Errno::EIO);
-        for kind in [Kind::Write, Kind::MetaWrite] {
-            let fault = Fault { kind, range: None, times: Some(1), trouble };
-            w.nodes[A].backing[0].data.add_fault(fault);
-        }
+        [Kind::Write, Kind::MetaWrite].into_iter().for_each(|kind| fails(&mut w, kind));
         let range = SectorRange { start: 0, end: 8 };
         let op = HostOp::Write { fua: false };
         let number = w.submit(A, 0, op, range).expect("a slot is free");

@@ -1,10 +1,11 @@
 //! What runs of mutants and scenarios of invariants have in common.
 
+use replication_core::event::HostOp;
 use replication_core::state::Conn;
 use replication_core::units::{Errno, SectorRange, Span};
 use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::rng::Rng;
-use tests::sim::{Load, Setup, World};
+use tests::sim::{A, Load, Setup, World};
 
 /// Names runs, and lists all of them.
 macro_rules! runs {
@@ -50,6 +51,11 @@ pub(crate) fn wait_alone(w: &mut World, n: usize) {
 
 pub(crate) fn heavy(areas: Vec<SectorRange>) -> Load {
     Load { think: Span(200_000), depth: 8, ..Load::writes(areas) }
+}
+
+/// A write that is under way when this returns.
+pub(crate) fn ask_for_write(w: &mut World, range: SectorRange) -> u64 {
+    w.submit(A, 0, HostOp::Write { fua: false }, range).expect("a free slot")
 }
 
 /// The next operations of this kind on the disk of a node fail, or stick.

@@ -13,7 +13,7 @@ use tests::sim::rng::Rng;
 use tests::sim::setup::MIB;
 use tests::sim::{A, B, Load, Setup, World};
 
-use crate::common::{Workload, area, heavy, runs, trouble, wait_alone};
+use crate::common::{Workload, area, ask_for_write, heavy, runs, trouble, wait_alone};
 
 /// Long enough for whatever happens without waiting for anybody.
 const SOON: Span = Span::from_ms(300);
@@ -116,10 +116,6 @@ fn two_sizes(setup: &mut Setup, rng: &mut Rng) {
 
 fn wide_areas(extents: u64) -> Vec<SectorRange> {
     (0..extents).map(|extent| area(extent * EXTENT, 64)).collect()
-}
-
-fn ask_for_write(w: &mut World, range: SectorRange) -> u64 {
-    w.submit(A, 0, HostOp::Write { fua: false }, range).expect("a free slot")
 }
 
 fn answered(w: &mut World, number: u64) {
@@ -241,9 +237,7 @@ fn dur_5(w: &mut World, rng: &mut Rng) {
     w.start_synced();
     w.write(A, 0, rng.below(64), 8);
     w.settle();
-    let trouble = Trouble::Fail(Errno::EIO);
-    let fault = Fault { kind: Kind::Flush, range: None, times: Some(1), trouble };
-    w.nodes[A].backing[0].data.add_fault(fault);
+    trouble(w, A, Kind::Flush, Some(1), false);
     w.net.cut_towards(B);
     w.submit(A, 0, HostOp::Flush, SectorRange::default()).expect("a slot is free");
     w.run_for(SOON);
