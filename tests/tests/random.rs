@@ -30,7 +30,7 @@ fn rare_situations_are_judged_rightly() {
     for seed in [1200, 1561, 2096, 2236, 3318, 4290, 11_679, 11_867, 41_034, 5_000_333] {
         run(&Case { without, ..Case::of(seed) });
     }
-    for seed in [411_862, 605_682, 835_200, 862_537] {
+    for seed in [411_862, 605_682, 835_200, 862_537, 917_928, 922_332] {
         run(&Case::of(seed));
     }
 }

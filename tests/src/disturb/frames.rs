@@ -199,7 +199,9 @@ fn is_checked_header(stream: Stream, head: &Head, command: Command, offset: u64,
     }
     match offset {
         0..4 | 12..16 => true,
-        4 | 5 => !command.is_connection_level() && !may_be_of_unknown_volume(command),
+        // The low byte may come to name another volume of the setup, which nothing can notice.
+        4 => !command.is_connection_level() && !may_be_of_unknown_volume(command),
+        5 => false,
         6 | 7 => becomes_unknown(offset == 7),
         _ => has_one_length(command),
     }
@@ -312,7 +314,8 @@ mod tests {
         let head = |command: Command, length| Head { size: 16, command: command.code(), length };
         let data = head(Command::Data, 24 + 512);
         let checked = |head: &Head, offset, bit| is_checked(Stream::Data, head, offset, bit);
-        assert!(checked(&data, 0, 0) && checked(&data, 15, 7) && checked(&data, 5, 0));
+        assert!(checked(&data, 0, 0) && checked(&data, 15, 7) && checked(&data, 4, 0));
+        assert!(!checked(&data, 5, 0), "another volume");
         assert!(checked(&data, 16 + 8, 0), "a block id");
         assert!(!checked(&data, 16, 0), "a sector");
         assert!(!checked(&data, 16 + 20, 0), "flags");
@@ -320,7 +323,7 @@ mod tests {
         assert!(!checked(&data, 7, 0), "P_DATA becomes P_DATA_REPLY");
         assert!(checked(&data, 6, 0), "an unknown type");
         let state = head(Command::State, 4);
-        assert!(!checked(&state, 5, 0), "a state of an unknown volume is ignored");
+        assert!(!checked(&state, 4, 0), "a state of an unknown volume is ignored");
         assert!(checked(&state, 11, 0) && !checked(&state, 16, 0));
     }
 }

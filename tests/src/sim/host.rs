@@ -12,6 +12,7 @@ use replication_core::units::{Buf, Errno, SectorRange, Span, Time};
 
 use super::disk::{PAGE, SECTOR};
 use super::ledger::{Write, stamp};
+use super::watch::is_source;
 use super::world::{Happening, World};
 
 /// A request that was not yet answered.
@@ -304,7 +305,7 @@ impl World {
             || state.conn >= Conn::Connected && state.pdsk == DiskState::UpToDate;
         if !mirrored {
             self.stale[1 - n][volume] = true;
-            if !(state.conn == Conn::SyncSource && self.has_ended_resync(1 - n, volume)) {
+            if !(is_source(state.conn) && self.has_ended_resync(1 - n, volume)) {
                 self.since_sync[volume].alone.insert(n);
             }
         }

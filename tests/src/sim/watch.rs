@@ -95,6 +95,11 @@ pub(crate) struct Watch {
     looked_up: u64,
 }
 
+/// Whether a volume with this connection state is the source of a resync, also of one that waits.
+pub(crate) const fn is_source(conn: Conn) -> bool {
+    matches!(conn, Conn::SyncSource | Conn::PausedSyncS)
+}
+
 fn nr(volume: usize) -> u8 {
     u8::try_from(volume).expect("few volumes")
 }
@@ -430,10 +435,7 @@ impl World {
                 self.histories_meet(volume);
                 let was_target = old.is_some_and(|old| old.conn == Conn::SyncTarget);
                 let peer = 1 - n;
-                if was_target
-                    && self.is_alive(peer)
-                    && self.state(peer, volume).conn == Conn::SyncSource
-                {
+                if was_target && self.is_alive(peer) && is_source(self.state(peer, volume).conn) {
                     // It has all that its peer wrote alone, and its peer's generation (GI-8).
                     self.since_sync[volume].alone.remove(&peer);
                 }
