@@ -101,7 +101,8 @@ impl Run {
         let time = self.rng.below(500);
         self.w.run_for(Span::from_ms(time));
         self.w.stop_load(primary);
-        self.w.run_until("rest", Span::from_secs(120), |w| w.is_quiet());
+        // The end of a connection may have been on its way.
+        self.w.run_until("both in sync", COPYING, |w| w.is_synced() && w.is_quiet());
     }
 }
 
