@@ -12,8 +12,8 @@ use crate::connect::Then;
 use crate::gi::{PeerUuids, UuidFlags as GiFlags, Uuids};
 use crate::handshake::{
     AgreedSize, Conclusion, Handshake, HandshakeFailure, PeerReport, Pending, ProtocolSettings,
-    Sizes as SizeInput, SizesDiskless, SyncDecision, Verdict, agree_size, agree_size_diskless,
-    agree_user, check_exposed_data, check_protocol, is_skip_initial_sync,
+    Sizes as SizeInput, SizesDiskless, SyncDecision, Verdict, WrongData, agree_size,
+    agree_size_diskless, agree_user, check_exposed_data, check_protocol, is_skip_initial_sync,
 };
 use crate::limits;
 use crate::mutant::{self, Mutant};
@@ -415,13 +415,7 @@ impl Resource {
         };
         let state = self.volumes[at].state;
         let first = state.conn < Conn::Connected || state.pdsk == Disk::Diskless;
-        let volume = &self.volumes[at];
-        let exposed = volume.exposed_uuid;
-        if first
-            && !exposed.is_zero()
-            && !volume.is_in_use(peer.uuids.current)
-            && let Err(e) = check_exposed_data(state.role, state.disk, exposed, &peer)
-        {
+        if first && let Err(e) = self.check_offered_data(at, &peer) {
             self.refuse_peer(&e.to_string());
             return;
         }
@@ -436,6 +430,17 @@ impl Resource {
         if state.disk < Disk::Inconsistent && serves {
             self.volumes[at].expose(&peer.uuids);
         }
+    }
+
+    /// Whether a peer that has come, or has attached its disk, holds the data that this node uses
+    /// if it has none of its own (RD-1).
+    fn check_offered_data(&self, at: usize, peer: &PeerUuids) -> Result<(), WrongData> {
+        let volume = &self.volumes[at];
+        let exposed = volume.exposed_uuid;
+        if exposed.is_zero() || volume.is_in_use(peer.uuids.current) {
+            return Ok(());
+        }
+        check_exposed_data(volume.state.role, volume.state.disk, exposed, peer)
     }
 
     /// The peer's operator declared both fresh disks equal.
@@ -469,12 +474,21 @@ impl Resource {
             self.refuse_peer(&text);
             return Ok(());
         }
-        let volume = &mut self.volumes[at];
-        let negotiates = volume.state.disk == Disk::Negotiating;
-        if negotiates && volume.peer_uuids.is_none() && packet.disk >= Disk::Negotiating {
-            // Sent before the peer heard of our disk: its identifiers and state follow.
+        let volume = &self.volumes[at];
+        // Sent before the peer heard of our disk: what it says to that follows.
+        let is_earlier = if packet.disk >= Disk::Negotiating {
+            volume.peer_uuids.is_none()
+        } else {
+            packet.pdsk < Disk::Negotiating
+        };
+        if volume.state.disk == Disk::Negotiating && is_earlier {
             return Ok(());
         }
+        if let Err(e) = self.check_coming_disk(at, &packet) {
+            self.refuse_peer(&e.to_string());
+            return Ok(());
+        }
+        let volume = &mut self.volumes[at];
         let peer_forced = std::mem::take(&mut volume.peer_was_forced);
         let report = PeerReport {
             old: volume.state,
@@ -507,6 +521,15 @@ impl Resource {
             self.serve_bare_primary(at);
         }
         Ok(())
+    }
+
+    /// The identifiers of a disk that comes were compared with those of the disk here, if there was
+    /// one. It may have gone since.
+    fn check_coming_disk(&self, at: usize, packet: &State) -> Result<(), WrongData> {
+        let volume = &self.volumes[at];
+        let comes = volume.state.conn < Conn::Connected || volume.state.pdsk < Disk::Inconsistent;
+        let peer = volume.peer_uuids.filter(|_| comes && packet.disk >= Disk::Negotiating);
+        peer.map_or(Ok(()), |peer| self.check_offered_data(at, &peer))
     }
 
     /// The peer's data does not fit here: it will refuse this node, which can tell why.

@@ -278,3 +278,57 @@ fn a_disk_that_cannot_even_say_that_it_is_bad() {
         assert!(w.answer(A, number).is_none() || !is_good(&w), "A's disk says that it is good");
     }
 }
+
+/// The Primary's disk is taken away at any moment while a peer with older data comes back, and
+/// returns when that is over.
+fn loses_its_disk_while_old_data_comes(w: &mut World, steps: usize) {
+    for _ in 0..steps {
+        w.step();
+    }
+    w.disk_failed(A, 0);
+    w.must(A, Command::Detach { volume: None, force: true });
+    w.run_for(Span::from_secs(3));
+    for n in [A, B] {
+        if w.state(n, 0).disk == Disk::Diskless {
+            w.must(n, Command::Attach(None));
+        }
+        if w.conn(n) == Conn::StandAlone {
+            w.tell(n, Command::Connect { discard_my_data: false });
+        }
+    }
+    w.wait_synced();
+    w.read_all(A, 0);
+}
+
+/// Between the identifiers of a peer that attaches its disk and its state the Primary lost its own
+/// disk. It had compared the older data there with its own and went on with them, and the peer
+/// began a generation of them: what was acknowledged was gone, or a split brain.
+#[test]
+fn old_data_that_attaches_is_not_served() {
+    for steps in 0..60 {
+        let mut w = World::new(930, Setup::default());
+        w.start_synced();
+        w.must(B, Command::Detach { volume: None, force: false });
+        w.write(A, 0, 0, 64);
+        w.settle();
+        w.tell(B, Command::Attach(None));
+        loses_its_disk_while_old_data_comes(&mut w, steps);
+    }
+}
+
+/// The same with a peer that connects.
+#[test]
+fn old_data_that_connects_is_not_served() {
+    for steps in 0..120 {
+        let mut w = World::new(931, Setup::default());
+        w.start_synced();
+        w.cut();
+        let limit = Span::from_secs(30);
+        w.run_until("the loss is noticed", limit, |w| w.conn(A) < Conn::Connected);
+        w.write(A, 0, 0, 64);
+        w.settle();
+        w.heal();
+        w.run_until("they meet", limit, |w| w.conn(A) == Conn::WFReportParams);
+        loses_its_disk_while_old_data_comes(&mut w, steps);
+    }
+}
