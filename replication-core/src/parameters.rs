@@ -576,6 +576,7 @@ impl Resource {
                 }
                 if let Some(Ok(decision)) = decision {
                     self.correct_own_uuids(at, &decision);
+                    self.sync_marks_of_equals(at);
                 }
                 self.start_grow_sync(at);
             }

@@ -4,8 +4,9 @@
 
 use replication_core::control::Command;
 use replication_core::state::{Conn, Disk, Role};
-use replication_core::units::Span;
+use replication_core::units::{Errno, Span};
 use tests::sim::control::RESIZE;
+use tests::sim::disk::{Fault, Kind, Trouble};
 use tests::sim::setup::{MIB, Setup};
 use tests::sim::{A, B, World};
 
@@ -174,12 +175,14 @@ fn a_growth_with_a_handshake_that_is_interrupted() {
 fn a_growth_with_a_change_of_roles() {
     let demote = Command::Secondary { holder: None };
     let promote = Command::Primary { force: false };
+    let mut grown = 0;
     for larger in [A, B] {
         for told in [A, B] {
             for (primary, moment) in (0..10).flat_map(|moment| [(A, moment), (B, moment)]) {
                 for is_demoted in [true, false] {
                     eprintln!("{larger} {told} {primary} after {moment}: {is_demoted}");
                     let mut w = start_with(1600 + moment, with_larger_disk(larger), primary);
+                    let before = w.nodes[A].sizes[0];
                     grow_disk(&mut w, 1 - larger);
                     if is_demoted {
                         w.tell(told, RESIZE);
@@ -195,18 +198,22 @@ fn a_growth_with_a_change_of_roles() {
                     w.wait_synced();
                     w.check_equal(0);
                     assert_eq!(w.nodes[A].sizes, w.nodes[B].sizes);
+                    grown += u32::from(w.nodes[A].sizes[0] > before);
                 }
             }
         }
     }
+    assert!(grown > 80, "{grown} of 160");
 }
 
 /// Both disks have grown and both nodes are told, so that neither grows first, and the Primary
 /// becomes Secondary: one of them is elected in the end, and no disk is given up for it.
 #[test]
 fn a_growth_that_nobody_began() {
+    let mut grown = 0;
     for (seed, primary) in (1700..1720).flat_map(|seed| [(seed, A), (seed, B)]) {
         let mut w = start_with(seed, Setup::with(|s| s.speed.latency = Span::from_ms(10)), primary);
+        let before = w.nodes[A].sizes[0];
         for n in [A, B] {
             grow_disk(&mut w, n);
             w.tell(n, RESIZE);
@@ -219,5 +226,64 @@ fn a_growth_that_nobody_began() {
         w.wait_synced();
         w.check_equal(0);
         assert_eq!(w.nodes[A].sizes, w.nodes[B].sizes);
+        grown += u32::from(w.nodes[A].sizes[0] > before);
+    }
+    assert!(grown > 20, "{grown} of 40");
+}
+
+/// The same, and the link is cut or both nodes are killed before one is elected: nothing but the
+/// marks says that the new part differs.
+#[test]
+fn a_growth_that_nobody_began_and_that_is_interrupted() {
+    for what in [Breaks::Link, Breaks::Nodes] {
+        for (seed, moment) in (1720..1740).flat_map(|seed| (0..12).map(move |at| (seed, at))) {
+            for primary in [A, B] {
+                eprintln!("{seed} {primary}: {what:?} after {moment}");
+                let setup = Setup::with(|s| s.speed.latency = Span::from_ms(10));
+                let mut w = start_with(seed, setup, primary);
+                for n in [A, B] {
+                    grow_disk(&mut w, n);
+                    w.tell(n, RESIZE);
+                }
+                w.run_for(Span(500_000 * (seed % 20)));
+                w.tell(primary, Command::Secondary { holder: None });
+                w.run_for(Span(3_000_000 * moment));
+                break_and_mend(&mut w, what);
+            }
+        }
+    }
+}
+
+/// The disk that is to get the new part fails, or goes and comes back, before it hears that the
+/// resync begins: it is given up or gets all that it misses. It was taken for a target again, and
+/// neither could be put away nor be synced.
+#[test]
+fn a_growth_whose_target_loses_its_disk() {
+    for (is_failure, steps) in (0..160).flat_map(|steps| [(true, steps), (false, steps)]) {
+        eprintln!("{is_failure} after {steps}");
+        let mut w = start(1800, A);
+        grow_disk(&mut w, A);
+        w.tell(A, RESIZE);
+        for _ in 0..steps {
+            w.step();
+        }
+        w.disk_failed(B, 0);
+        if is_failure {
+            let trouble = Trouble::Fail(Errno::EIO);
+            let fault = Fault { kind: Kind::MetaWrite, range: None, times: Some(1), trouble };
+            w.nodes[B].backing[0].data.add_fault(fault);
+        } else {
+            w.must(B, Command::Detach { volume: None, force: true });
+            w.tell(B, Command::Attach(None));
+        }
+        w.write(A, 0, 64, 64);
+        w.run_for(Span::from_secs(1));
+        w.nodes[B].backing[0].data.heal();
+        if w.state(B, 0).disk == Disk::Diskless {
+            w.must(B, Command::Attach(None));
+        }
+        w.wait_synced();
+        w.check_equal(0);
+        w.read_all(A, 0);
     }
 }

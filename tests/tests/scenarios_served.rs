@@ -332,3 +332,69 @@ fn old_data_that_connects_is_not_served() {
         loses_its_disk_while_old_data_comes(&mut w, steps);
     }
 }
+
+/// A Primary whose disk is just in sync again loses it while the superblock that says so is on the
+/// way, and cannot tell its peer. That superblock may get there, so this disk comes back as the one
+/// that was written to last: what only the peer has is not done before the peer knows.
+#[test]
+fn a_disk_that_is_lost_as_it_becomes_good() {
+    let mut unanswered = 0;
+    for seed in 940..960 {
+        let setup = Setup::with(|s| {
+            s.speed.latency = Span::from_ms(1);
+            s.nodes[A].disk_time = (Span::from_ms(20), Span::from_ms(21));
+        });
+        let mut w = World::new(seed, setup);
+        w.start_synced();
+        w.must(A, Command::Detach { volume: None, force: false });
+        w.write(A, 0, 0, 64);
+        w.settle();
+        w.must(A, Command::Attach(None));
+        let limit = Span::from_secs(20);
+        w.run_until("A is a target", limit, |w| w.conn(A) == Conn::SyncTarget);
+        w.write(A, 0, 128, 8);
+        w.run_until("A is in sync", limit, |w| w.state(A, 0).disk == Disk::UpToDate);
+        w.run_for(Span::from_ms(4 * (seed - 940)));
+        fails(&mut w, Kind::Write);
+        let (op, range) = (HostOp::Write { fua: true }, SectorRange { start: 0, end: 8 });
+        let number = w.submit(A, 0, op, range).expect("a slot is free");
+        let is_there = |w: &mut World| w.nodes[B].writes_under_way(0).next().is_some();
+        w.run_until("the write at B", Span::from_secs(1), is_there);
+        w.net.cut_towards(B);
+        w.disk_failed(A, 0);
+        w.run_for(Span::from_ms(200));
+        assert_eq!(w.state(A, 0).disk, Disk::Diskless);
+        unanswered += u32::from(w.answer(A, number).is_none());
+        w.power_cut(A, Cut::LoseAll);
+        w.heal();
+        w.restart(A);
+        w.wait_synced();
+        w.must(A, Command::Primary { force: false });
+        w.read_all(A, 0);
+    }
+    assert!((3..17).contains(&unanswered), "{unanswered} of 20");
+}
+
+/// A Primary that is being brought up to date loses its disk, and the link before its peer hears of
+/// that: it goes on with the peer's data, which it has been reading. It asked for a generation that
+/// nobody has, and was locked out.
+#[test]
+fn a_target_that_loses_its_disk_and_the_link() {
+    let mut w = World::new(970, Setup::default());
+    w.start_synced();
+    w.must(A, Command::Detach { volume: None, force: false });
+    w.write(A, 0, 0, 64);
+    w.settle();
+    w.must(A, Command::Attach(None));
+    let limit = Span::from_secs(60);
+    w.run_until("A is a target", limit, |w| w.conn(A) == Conn::SyncTarget);
+    w.run_for(Span::from_ms(50));
+    w.cut();
+    w.must(A, Command::Detach { volume: None, force: true });
+    w.run_until("the loss is noticed", limit, |w| w.conn(A) < Conn::Connected);
+    w.heal();
+    w.run_until("B is back", limit, |w| w.state(A, 0).pdsk == Disk::UpToDate);
+    w.read_all(A, 0);
+    w.must(A, Command::Attach(None));
+    w.wait_synced();
+}

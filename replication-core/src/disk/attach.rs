@@ -418,6 +418,7 @@ impl Resource {
         disk.stage = Stage::Leaving;
         volume.unseen_size = None;
         volume.uuids_due = false;
+        volume.resync_after_grow = false;
         self.again = true;
         if !in_use {
             return;
@@ -428,12 +429,17 @@ impl Resource {
         let is_older = |peer: &Uuids| {
             [peer.bitmap, peer.history[0], peer.history[1]].iter().any(|uuid| uuid.same(own))
         };
-        let followed = volume.peer_uuids.map(|peer| peer.uuids).filter(is_older);
+        // What a disk lacks that is not good was read from the peer.
+        let is_target = !disk.durable_is_good;
+        let followed =
+            volume.peer_uuids.map(|peer| peer.uuids).filter(|peer| is_target || is_older(peer));
         volume.exposed_uuid = followed.map_or(own, |uuids| uuids.current);
         volume.exposed_before = Uuid::ZERO;
         // A superblock that is under way may get there.
-        let is_good = disk.durable_is_good || disk.written_is_good;
-        let is_newest = is_good && volume.exposed_uuid.same(own);
+        let durable = disk.durable_is_good.then_some(own);
+        let written = disk.written_is_good.then_some(Uuid(disk.superblock.uuids.current));
+        let claims = [durable, written];
+        let is_newest = claims.iter().flatten().any(|uuid| uuid.same(volume.exposed_uuid));
         let is_trusted = self.mutant.is_on(Mutant::TrustUnawarePeer);
         volume.awaits_generation = is_newest && volume.state.role == Role::Primary && !is_trusted;
     }

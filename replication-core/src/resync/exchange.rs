@@ -157,7 +157,8 @@ impl Resource {
         let state = self.volumes[at].state;
         let is_expected =
             matches!(state.conn, Conn::WFBitMapS | Conn::StartingSyncS | Conn::Connected);
-        if !is_expected || !self.link.is_established() {
+        // A peer whose disk is gone has no use for it; the next handshake begins it anew.
+        if !is_expected || state.pdsk < Disk::Inconsistent || !self.link.is_established() {
             return;
         }
         let Some(disk) = self.volumes[at].disk.as_ref() else { return };
@@ -187,7 +188,7 @@ impl Resource {
             Conn::StartingSyncT | Conn::WFBitMapT => volume.early_sync_uuid = Some(uuid),
             // It has overtaken the peer's consent, which comes through the other socket (ORD-7).
             Conn::Connected if asks_for_it => volume.early_sync_uuid = Some(uuid),
-            Conn::Connected if volume.resync_after_grow => {
+            Conn::Connected if volume.resync_after_grow && state.disk == Disk::UpToDate => {
                 volume.resync_after_grow = false;
                 self.start_target(at, uuid);
             }
@@ -281,14 +282,40 @@ impl Resource {
         let follows = volume
             .peer_uuids
             .is_some_and(|peer| peer.uuids.bitmap.same(own) && !peer.uuids.current.same(own));
-        let is_elected = if state.role == state.peer {
-            self.link.is_resolver
-        } else {
-            state.role == Role::Primary
-        };
         let is_first = !disk.uuids.bitmap.is_zero();
         let have_disks = state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate;
-        have_disks && (is_first || (is_elected && !follows))
+        have_disks && (is_first || (self.is_elected(at) && !follows))
+    }
+
+    /// Of two equal disks, the one that counts where it does not matter which one does.
+    fn is_elected(&self, at: usize) -> bool {
+        let State { role, peer, .. } = self.volumes[at].state;
+        if role == peer { self.link.is_resolver } else { role == Role::Primary }
+    }
+
+    /// Both disks are good and of one generation, yet one has marks: a growth was interrupted
+    /// before anyone had begun to sync the new part. Who is elected begins a generation, so the
+    /// next handshake knows which way it goes (BM-8, RS-1). The in-kernel driver only warns.
+    pub(crate) fn sync_marks_of_equals(&mut self, at: usize) {
+        let volume = &self.volumes[at];
+        let state = volume.state;
+        let (Some(disk), Some(peer)) = (volume.disk.as_ref(), volume.peer_uuids.as_ref()) else {
+            return;
+        };
+        let is_connected = state.conn == Conn::Connected;
+        let are_good = state.disk == Disk::UpToDate && state.pdsk == Disk::UpToDate;
+        let are_equal = disk.uuids.current.same(peer.uuids.current)
+            && disk.uuids.bitmap.is_zero()
+            && peer.uuids.bitmap.is_zero();
+        let marks = disk.bitmap.count().max(peer.bits_set);
+        let is_planned = volume.resync_after_grow || volume.grows_to.is_some();
+        let wanted = is_connected && are_good && are_equal && marks > 0 && !is_planned;
+        if !wanted || !self.is_elected(at) {
+            return;
+        }
+        self.new_current_uuid(at);
+        let text = format!("both disks are of one generation, but {marks} blocks differ");
+        self.lose_link(Conn::NetworkFailure, Then::Reconnect, &text);
     }
 
     /// This node grows by itself, and its peer is to follow: from now on they differ. If the new
