@@ -144,7 +144,13 @@ impl Resource {
             && new.conn < Conn::Connected
             && new.pdsk == Disk::Inconsistent;
         let lost = (had && !has) || is_out_of_reach;
-        let written = new.role == Role::Primary || new.peer == Role::Primary;
+        let Some(uuids) = self.volumes[at].uuids() else { return };
+        // Its disk was called bad over a write that it could not do, which is marked here. That
+        // word need not get to the disk, and who has written may have been demoted since.
+        let is_behind = old.pdsk == Disk::Inconsistent
+            && uuids.bitmap.is_zero()
+            && self.volumes[at].out_of_sync() > 0;
+        let written = new.role == Role::Primary || new.peer == Role::Primary || is_behind;
         let is_missing = old.pdsk == Disk::DUnknown && is_bad && new.role == Role::Primary;
         // A disk that comes back to a Primary which is alone: the peer may have gone on since.
         let is_back = old.disk != Disk::UpToDate && new.role == Role::Primary && !has;
@@ -152,7 +158,6 @@ impl Resource {
         if !wanted || new.disk != Disk::UpToDate {
             return;
         }
-        let Some(uuids) = self.volumes[at].uuids() else { return };
         // A target that was not told to start has not ended anything.
         let is_unheard = old.conn == Conn::WFBitMapS;
         if uuids.bitmap.is_zero() || (uuids.may_be_shared() && !is_unheard) {

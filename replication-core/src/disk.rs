@@ -343,6 +343,9 @@ impl Resource {
             if is_superblock && result.is_ok() && disk.stage == Stage::Attached {
                 disk.durable_uuid = Uuid(disk.superblock.uuids.current);
                 disk.durable_is_good = disk.written_is_good;
+                if disk.durable_is_good && volume.state.disk == Disk::UpToDate {
+                    volume.source_uuid = Uuid::ZERO;
+                }
                 volume.begun = volume.begun.filter(|begun| !begun.current.same(disk.durable_uuid));
                 if std::mem::take(&mut volume.uuids_due) {
                     self.send_uuids(at, false);

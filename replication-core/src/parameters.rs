@@ -426,9 +426,13 @@ impl Resource {
         {
             self.adopt_skipped_sync(at, &peer);
         }
+        let volume = &mut self.volumes[at];
         let serves = state.role == Role::Primary || state.conn >= Conn::Connected;
         if state.disk < Disk::Inconsistent && serves {
-            self.volumes[at].expose(&peer.uuids);
+            volume.expose(&peer.uuids);
+        }
+        if state.conn >= Conn::Connected && !volume.source_uuid.is_zero() {
+            volume.source_uuid = peer.uuids.current;
         }
     }
 
@@ -481,8 +485,12 @@ impl Resource {
         } else {
             packet.pdsk < Disk::Negotiating
         };
-        if volume.state.disk == Disk::Negotiating && is_earlier {
+        let negotiates = volume.state.disk == Disk::Negotiating;
+        if negotiates && is_earlier {
             return Ok(());
+        }
+        if negotiates && packet.disk < Disk::Negotiating {
+            self.attach_without_peer(at);
         }
         if let Err(e) = self.check_coming_disk(at, &packet) {
             self.refuse_peer(&e.to_string());
@@ -521,6 +529,15 @@ impl Resource {
             self.serve_bare_primary(at);
         }
         Ok(())
+    }
+
+    /// The peer has lost the disk that would have brought the one that waits here up to date.
+    fn attach_without_peer(&mut self, at: usize) {
+        let Err((_, text)) = self.check_data_in_use(at) else { return };
+        let volume = &self.volumes[at];
+        let (ix, state) = (volume.ix, State { disk: Disk::Failed, ..volume.state });
+        self.log(Level::Error, Scope::PeerDevice(ix), format!("attach refused: {text}"));
+        self.set_state(at, state, "attach refused");
     }
 
     /// The identifiers of a disk that comes were compared with those of the disk here, if there was

@@ -234,6 +234,9 @@ pub(crate) struct Volume {
     /// disk could come back as the newest. Until the peer tells of a new generation, which is on
     /// its disk by then, what only it has is not done (ACK-2, DUR-5).
     pub(crate) awaits_generation: bool,
+    /// The generation of the source from which this node, a target, gets what its disk lacks,
+    /// until the disk says that it is good; else zero.
+    pub(crate) source_uuid: Uuid,
     /// The peer is to hear of a generation as soon as that is on disk.
     pub(crate) uuids_due: bool,
     /// The generation that was begun last, until it is known to be on disk.
@@ -291,6 +294,7 @@ impl Volume {
             exposed_uuid: Uuid::ZERO,
             exposed_before: Uuid::ZERO,
             awaits_generation: false,
+            source_uuid: Uuid::ZERO,
             uuids_due: false,
             begun: None,
             peer_uuids: None,

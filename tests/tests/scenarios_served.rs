@@ -398,3 +398,58 @@ fn a_target_that_loses_its_disk_and_the_link() {
     w.must(A, Command::Attach(None));
     w.wait_synced();
 }
+
+/// The same, and the link is lost first: nothing that the peer has said is known any more.
+#[test]
+fn a_target_that_loses_the_link_and_its_disk() {
+    let mut w = World::new(971, Setup::default());
+    w.start_synced();
+    w.must(A, Command::Detach { volume: None, force: false });
+    w.write(A, 0, 0, 64);
+    w.settle();
+    w.must(A, Command::Attach(None));
+    let limit = Span::from_secs(60);
+    w.run_until("A is a target", limit, |w| w.conn(A) == Conn::SyncTarget);
+    w.run_for(Span::from_ms(50));
+    w.cut();
+    w.run_until("the loss is noticed", limit, |w| w.conn(A) < Conn::Connected);
+    w.must(A, Command::Detach { volume: None, force: true });
+    w.heal();
+    w.run_until("B is back", limit, |w| w.state(A, 0).pdsk == Disk::UpToDate);
+    w.read_all(A, 0);
+    w.must(A, Command::Attach(None));
+    w.wait_synced();
+}
+
+/// A Primary that is served by its peer attaches its old disk, and the peer loses its own before
+/// that is decided: the old data is not taken for the data in use.
+#[test]
+fn an_attach_whose_peer_loses_its_disk_serves_no_old_data() {
+    let mut refused = 0;
+    for step in 0..60 {
+        let mut w = World::new(972, Setup::with(|s| s.speed.latency = Span::from_ms(1)));
+        w.start_synced();
+        w.write(A, 0, 0, 8);
+        w.disk_failed(A, 0);
+        w.must(A, Command::Detach { volume: None, force: false });
+        w.write(A, 0, 0, 8);
+        w.settle();
+        w.tell(A, Command::Attach(None));
+        for _ in 0..step {
+            w.step();
+        }
+        w.disk_failed(B, 0);
+        w.must(B, Command::Detach { volume: None, force: true });
+        w.run_for(Span::from_secs(1));
+        refused += u32::from(w.state(A, 0).disk == Disk::Diskless);
+        w.must(B, Command::Attach(None));
+        let limit = Span::from_secs(60);
+        w.run_until("B is back", limit, |w| w.state(A, 0).pdsk == Disk::UpToDate);
+        if w.state(A, 0).disk == Disk::Diskless {
+            w.must(A, Command::Attach(None));
+        }
+        w.wait_synced();
+        w.read_all(A, 0);
+    }
+    assert!(refused > 10, "{refused} of 60");
+}

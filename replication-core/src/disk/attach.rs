@@ -307,14 +307,22 @@ impl Resource {
         Ok(())
     }
 
-    /// A node that already serves data without a disk may attach only that data.
+    /// A node that already serves data without a disk may attach only that data, unless the peer
+    /// brings it up to date.
     pub(super) fn check_known_data(&mut self, at: usize) -> Result<(), (i32, String)> {
+        if self.volumes[at].state.pdsk == Disk::UpToDate {
+            return Ok(());
+        }
+        self.check_data_in_use(at)
+    }
+
+    /// Whether the disk that is being attached holds the data that this node already serves (RD-1).
+    pub(crate) fn check_data_in_use(&self, at: usize) -> Result<(), (i32, String)> {
         let volume = &self.volumes[at];
         let served = volume.exposed_uuid;
         let disk = volume.disk.as_ref().expect("an attach is under way");
         let is_serving = volume.state.role == Role::Primary && !served.is_zero();
-        let is_other = !volume.is_in_use(disk.uuids.current);
-        if is_serving && is_other && volume.state.pdsk != Disk::UpToDate {
+        if is_serving && !volume.is_in_use(disk.uuids.current) {
             let text = format!(
                 "can only attach to the data we lost last: current UUID is {}, in use is {served}",
                 disk.uuids.current
@@ -425,18 +433,17 @@ impl Resource {
         }
         // From here on the peer may name a newer generation, if it has not done so already.
         // Nothing was acknowledged under one that did not get to the disk (GI-1).
-        let own = disk.durable_uuid;
+        // What a target lacks was read from its source.
+        let source = std::mem::replace(&mut volume.source_uuid, Uuid::ZERO);
+        let own = if source.is_zero() { disk.durable_uuid } else { source };
         let is_older = |peer: &Uuids| {
             [peer.bitmap, peer.history[0], peer.history[1]].iter().any(|uuid| uuid.same(own))
         };
-        // What a disk lacks that is not good was read from the peer.
-        let is_target = !disk.durable_is_good;
-        let followed =
-            volume.peer_uuids.map(|peer| peer.uuids).filter(|peer| is_target || is_older(peer));
+        let followed = volume.peer_uuids.map(|peer| peer.uuids).filter(is_older);
         volume.exposed_uuid = followed.map_or(own, |uuids| uuids.current);
         volume.exposed_before = Uuid::ZERO;
         // A superblock that is under way may get there.
-        let durable = disk.durable_is_good.then_some(own);
+        let durable = disk.durable_is_good.then_some(disk.durable_uuid);
         let written = disk.written_is_good.then_some(Uuid(disk.superblock.uuids.current));
         let claims = [durable, written];
         let is_newest = claims.iter().flatten().any(|uuid| uuid.same(volume.exposed_uuid));

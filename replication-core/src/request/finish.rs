@@ -69,12 +69,13 @@ impl Resource {
         range: SectorRange,
         errno: Errno,
     ) {
-        let what = match op {
-            HostOp::Read => "read",
-            HostOp::Flush => "flush",
-            HostOp::Write { .. } | HostOp::Discard | HostOp::WriteZeroes { .. } => "write",
+        let (what, changes) = match op {
+            HostOp::Read => ("read", false),
+            HostOp::Flush => ("flush", false),
+            HostOp::Write { .. } | HostOp::Discard | HostOp::WriteZeroes { .. } => ("write", true),
         };
-        if op != HostOp::Flush {
+        // Not what could not be read: a mark there would copy from it, not to it (RD-5).
+        if changes {
             self.volumes[at].set_out_of_sync(range);
         }
         let policy = self.volumes[at].config.disk.on_io_error;

@@ -204,9 +204,12 @@ impl Resource {
         let Some(disk) = volume.disk.as_mut() else { return };
         let is_primary = state.role == Role::Primary;
         disk.uuids.sync_start_target(uuid, is_primary);
-        if let Some(peer) = volume.peer_uuids.as_mut().filter(|peer| peer.uuids.bitmap.same(uuid)) {
-            // The source began this resync before, and has taken that back.
-            peer.uuids.undo_sync_start();
+        if let Some(peer) = volume.peer_uuids.as_mut() {
+            if peer.uuids.bitmap.same(uuid) {
+                // The source began this resync before, and has taken that back.
+                peer.uuids.undo_sync_start();
+            }
+            volume.source_uuid = peer.uuids.current;
         }
         disk.failed_blocks = 0;
         let bits = disk.bitmap.count();
@@ -293,9 +296,10 @@ impl Resource {
         if role == peer { self.link.is_resolver } else { role == Role::Primary }
     }
 
-    /// Both disks are good and of one generation, yet one has marks: a growth was interrupted
-    /// before anyone had begun to sync the new part. Who is elected begins a generation, so the
-    /// next handshake knows which way it goes (BM-8, RS-1). The in-kernel driver only warns.
+    /// Both disks are good and of one generation, yet there are marks: a growth was interrupted
+    /// before anyone had begun to sync the new part, or what made the other disk old did not get
+    /// to it. Who counts begins a generation and a resync of it (BM-1, BM-8, RS-1). The in-kernel
+    /// driver only warns, and follows the peer that does this.
     pub(crate) fn sync_marks_of_equals(&mut self, at: usize) {
         let volume = &self.volumes[at];
         let state = volume.state;
@@ -307,15 +311,29 @@ impl Resource {
         let are_equal = disk.uuids.current.same(peer.uuids.current)
             && disk.uuids.bitmap.is_zero()
             && peer.uuids.bitmap.is_zero();
-        let marks = disk.bitmap.count().max(peer.bits_set);
+        let (own, theirs) = (disk.bitmap.count(), peer.bits_set);
         let is_planned = volume.resync_after_grow || volume.grows_to.is_some();
-        let wanted = is_connected && are_good && are_equal && marks > 0 && !is_planned;
-        if !wanted || !self.is_elected(at) {
+        if !is_connected || !are_good || !are_equal || is_planned || own.max(theirs) == 0 {
             return;
         }
+        // A mark is set by who has what the other one lacks.
+        let one_knows = state.role == state.peer && (own == 0) != (theirs == 0);
+        let is_source = if one_knows { own > 0 } else { self.is_elected(at) };
+        if !is_source {
+            return;
+        }
+        let ix = volume.ix;
+        let text = format!(
+            "both disks are of one generation, but {} blocks are marked: they are synced from here",
+            own.max(theirs)
+        );
+        self.log(Level::Warn, Scope::PeerDevice(ix), text);
         self.new_current_uuid(at);
-        let text = format!("both disks are of one generation, but {marks} blocks differ");
-        self.lose_link(Conn::NetworkFailure, Then::Reconnect, &text);
+        self.send_uuids(at, false);
+        self.set_state(at, State { conn: Conn::WFBitMapS, ..state }, "marked blocks");
+        // It finds the same from the identifiers.
+        let state = self.volumes[at].state;
+        self.send_state(at, state);
     }
 
     /// This node grows by itself, and its peer is to follow: from now on they differ. If the new
