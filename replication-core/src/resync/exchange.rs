@@ -298,8 +298,8 @@ impl Resource {
 
     /// Both disks are good and of one generation, yet there are marks: a growth was interrupted
     /// before anyone had begun to sync the new part, or what made the other disk old did not get
-    /// to it. Who counts begins a generation and a resync of it (BM-1, BM-8, RS-1). The in-kernel
-    /// driver only warns, and follows the peer that does this.
+    /// to it. Who counts begins a generation and a resync of it (BM-1, BM-8, RS-1). Ours: the
+    /// in-kernel driver only warns.
     pub(crate) fn sync_marks_of_equals(&mut self, at: usize) {
         let volume = &self.volumes[at];
         let state = volume.state;
