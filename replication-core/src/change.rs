@@ -144,13 +144,7 @@ impl Resource {
             && new.conn < Conn::Connected
             && new.pdsk == Disk::Inconsistent;
         let lost = (had && !has) || is_out_of_reach;
-        let Some(uuids) = self.volumes[at].uuids() else { return };
-        // Its disk was called bad over a write that it could not do, which is marked here. That
-        // word need not get to the disk, and who has written may have been demoted since.
-        let is_behind = old.pdsk == Disk::Inconsistent
-            && uuids.bitmap.is_zero()
-            && self.volumes[at].out_of_sync() > 0;
-        let written = new.role == Role::Primary || new.peer == Role::Primary || is_behind;
+        let written = new.role == Role::Primary || new.peer == Role::Primary;
         let is_missing = old.pdsk == Disk::DUnknown && is_bad && new.role == Role::Primary;
         // A disk that comes back to a Primary which is alone: the peer may have gone on since.
         let is_back = old.disk != Disk::UpToDate && new.role == Role::Primary && !has;
@@ -158,6 +152,7 @@ impl Resource {
         if !wanted || new.disk != Disk::UpToDate {
             return;
         }
+        let Some(uuids) = self.volumes[at].uuids() else { return };
         // A target that was not told to start has not ended anything.
         let is_unheard = old.conn == Conn::WFBitMapS;
         if uuids.bitmap.is_zero() || (uuids.may_be_shared() && !is_unheard) {
@@ -250,6 +245,13 @@ impl Resource {
     }
 
     fn follow_connection(&mut self, at: usize, old: &State, new: &State) {
+        let volume = &mut self.volumes[at];
+        if is_target(new.conn)
+            && !is_target(old.conn)
+            && let Some(peer) = volume.peer_uuids
+        {
+            volume.source_uuid = peer.uuids.current;
+        }
         if old.conn != Conn::WFBitMapS && new.conn == Conn::WFBitMapS {
             self.begin_bitmap_out(at);
         }
@@ -335,6 +337,18 @@ impl Resource {
         }
         self.out.push(Action::SetSize { volume: ix, sectors: size });
     }
+}
+
+/// Whether a node in this state gets what it lacks from its peer.
+const fn is_target(conn: Conn) -> bool {
+    matches!(
+        conn,
+        Conn::StartingSyncT
+            | Conn::WFBitMapT
+            | Conn::WFSyncUUID
+            | Conn::SyncTarget
+            | Conn::PausedSyncT
+    )
 }
 
 /// A Primary without a peer whose disk is not good.

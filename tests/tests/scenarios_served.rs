@@ -453,3 +453,32 @@ fn an_attach_whose_peer_loses_its_disk_serves_no_old_data() {
     }
     assert!(refused > 10, "{refused} of 60");
 }
+
+/// The same with a new disk, before the resync begins: the bitmaps are still being exchanged.
+#[test]
+fn a_new_disk_that_is_lost_before_its_resync() {
+    for steps in 0..40 {
+        let mut w = World::new(973, Setup::default());
+        w.start_synced();
+        w.write(A, 0, 0, 64);
+        w.settle();
+        w.disk_failed(A, 0);
+        w.must(A, Command::Detach { volume: None, force: true });
+        w.settle();
+        w.nodes[A].create_metadata(0);
+        w.must(A, Command::Attach(None));
+        let limit = Span::from_secs(60);
+        w.run_until("A is to be a target", limit, |w| w.conn(A) > Conn::Connected);
+        for _ in 0..steps {
+            w.step();
+        }
+        w.must(A, Command::Detach { volume: None, force: true });
+        // What the peer has to say to that gets here.
+        w.run_for(Span::from_ms(50));
+        w.cut();
+        w.run_until("the loss is noticed", limit, |w| w.conn(A) < Conn::Connected);
+        w.heal();
+        w.run_until("B is back", limit, |w| w.state(A, 0).pdsk == Disk::UpToDate);
+        w.read_all(A, 0);
+    }
+}

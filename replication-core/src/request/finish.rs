@@ -174,11 +174,23 @@ impl Resource {
                 }
                 if !self.mutant.is_on(Mutant::IgnoreNegAck) {
                     self.volumes[at].set_out_of_sync(range);
+                    self.go_on_without_peer(at);
                 }
             }
         }
         self.try_finish(key);
         true
+    }
+
+    /// The peer lacks a write, and the word that its disk is bad may get lost, here and there: the
+    /// answer to the host waits for a generation that the peer does not have (GI-1).
+    fn go_on_without_peer(&mut self, at: usize) {
+        let volume = &self.volumes[at];
+        let is_shared = volume.uuids().is_some_and(|uuids| uuids.bitmap.is_zero());
+        if volume.state.disk == Disk::UpToDate && is_shared {
+            self.new_current_uuid(at);
+            self.send_uuids(at, false);
+        }
     }
 
     pub(crate) fn on_barrier_ack(&mut self, epoch: u32, writes: u32) {

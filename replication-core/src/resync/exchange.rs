@@ -15,7 +15,7 @@ use crate::resource::Resource;
 use crate::resync::target::Resync;
 use crate::state::{Conn, Disk, Role, State};
 use crate::units::SectorRange;
-use crate::volume::{After, LocalDisk, MetaTask, Stage};
+use crate::volume::{After, LocalDisk, MetaTask, Stage, Volume};
 use crate::wire::{BitmapReceiver, BitmapSender, Packet, Progress, SizesFlags};
 
 /// Bitmap packets given to the driver at a time.
@@ -51,7 +51,7 @@ impl Resource {
         }
         let at = match self.link.bitmap_volume {
             Some(at) => at,
-            None => match self.volumes.iter().position(|volume| volume.bitmap_out) {
+            None => match self.volumes.iter().position(may_send_bitmap) {
                 Some(at) => self.open_transfer(at),
                 None => return,
             },
@@ -180,8 +180,9 @@ impl Resource {
         let asks_for_it = self.asks_to_be_target(at);
         let volume = &mut self.volumes[at];
         let state = volume.state;
-        if volume.disk.is_none() {
-            return Err(String::from("for a volume without a disk"));
+        if state.disk <= Disk::Failed {
+            // It was lost meanwhile, and the source is about to hear of that.
+            return Ok(());
         }
         match state.conn {
             Conn::WFSyncUUID | Conn::Behind => self.start_target(at, uuid),
@@ -204,12 +205,9 @@ impl Resource {
         let Some(disk) = volume.disk.as_mut() else { return };
         let is_primary = state.role == Role::Primary;
         disk.uuids.sync_start_target(uuid, is_primary);
-        if let Some(peer) = volume.peer_uuids.as_mut() {
-            if peer.uuids.bitmap.same(uuid) {
-                // The source began this resync before, and has taken that back.
-                peer.uuids.undo_sync_start();
-            }
-            volume.source_uuid = peer.uuids.current;
+        if let Some(peer) = volume.peer_uuids.as_mut().filter(|peer| peer.uuids.bitmap.same(uuid)) {
+            // The source began this resync before, and has taken that back.
+            peer.uuids.undo_sync_start();
         }
         disk.failed_blocks = 0;
         let bits = disk.bitmap.count();
@@ -378,4 +376,11 @@ impl Resource {
         self.send_uuids(at, false);
         self.send_sizes(at, asks, flags);
     }
+}
+
+/// A map is told only when the generation in which it counts is on the disk: the peer adds the
+/// marks to its own, and after a crash here nothing else would tell whose they are (GI-1).
+fn may_send_bitmap(volume: &Volume) -> bool {
+    let is_on_disk = |disk: &LocalDisk| disk.durable_uuid.same(disk.uuids.current);
+    volume.bitmap_out && volume.disk.as_ref().is_none_or(is_on_disk)
 }

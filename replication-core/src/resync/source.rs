@@ -50,8 +50,8 @@ impl Resource {
     }
 
     /// The target is UpToDate, so what failed there has been overwritten since, but blocks are
-    /// marked here: of a write or a read that failed on this disk only. Both nodes must know of
-    /// them (RS-4, ST-3), as they will when the bitmaps are merged again.
+    /// marked here: of a write that failed on this disk only. Both nodes must know of them (RS-4,
+    /// ST-3), as they will when the bitmaps are merged again.
     pub(crate) fn refuse_source_end(&mut self, at: usize) {
         let left = self.volumes[at].out_of_sync();
         let ix = self.volumes[at].ix;

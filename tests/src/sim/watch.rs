@@ -189,6 +189,7 @@ impl World {
             Packet::Trim(h) | Packet::Zeroes(h) => {
                 self.watch_mirrored(n, volume, sectors(h.sector, h.size), h.flags);
             }
+            Packet::Bitmap(_) | Packet::CompressedBitmap(_) => self.watch_marks(n, volume),
             Packet::Barrier { barrier } => {
                 let sender = &mut self.watch.senders[n];
                 let writes = std::mem::take(&mut sender.writes);
@@ -218,6 +219,20 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// GI-1: marks are told when the generation that they belong to is on the disk.
+    fn watch_marks(&mut self, n: usize, volume: VolumeNr) {
+        let volumes = &self.nodes[n].setup.config.volumes;
+        let at = volumes.iter().position(|v| v.nr == volume).expect("a volume of the setup");
+        let Some(on_disk) = self.on_disk(n, at) else { return };
+        let (durable, known) =
+            (on_disk.superblock.uuids.current, self.status(n).volumes[at].uuids[0]);
+        assert!(
+            durable | 1 == known | 1,
+            "GI-1: node {n} tells the marks of {known:#x}, its disk is still of {durable:#x}"
+        );
+        self.coverage.add(Family::Check, "GI-1");
     }
 
     fn watch_mirrored(&mut self, n: usize, volume: VolumeNr, range: SectorRange, flags: DpFlags) {
