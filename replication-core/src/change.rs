@@ -252,6 +252,11 @@ impl Resource {
         {
             volume.source_uuid = peer.uuids.current;
         }
+        let in_exchange = |conn| matches!(conn, Conn::WFBitMapS | Conn::WFBitMapT);
+        if in_exchange(old.conn) && !in_exchange(new.conn) && self.link.bitmap_volume != Some(at) {
+            // A map that has not begun to go out is not wanted any more.
+            self.volumes[at].bitmap_out = false;
+        }
         if old.conn != Conn::WFBitMapS && new.conn == Conn::WFBitMapS {
             self.begin_bitmap_out(at);
         }

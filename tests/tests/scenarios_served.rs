@@ -7,7 +7,7 @@ use replication_core::control::Command;
 use replication_core::event::HostOp;
 use replication_core::meta::MetaFlags;
 use replication_core::state::{Conn, Disk, OnNoData};
-use replication_core::units::{Errno, SectorRange, Span};
+use replication_core::units::{Errno, SectorRange, Span, VolumeNr};
 use tests::sim::disk::{Cut, Fault, Kind, Trouble};
 use tests::sim::setup::Setup;
 use tests::sim::{A, B, World};
@@ -481,4 +481,61 @@ fn a_new_disk_that_is_lost_before_its_resync() {
         w.run_until("B is back", limit, |w| w.state(A, 0).pdsk == Disk::UpToDate);
         w.read_all(A, 0);
     }
+}
+
+/// The disk of a Primary is lost while its bitmap waits for the new generation to get to it. That
+/// costs the connection nothing: another volume is served by the peer.
+#[test]
+fn a_source_that_loses_its_disk_before_the_bitmap_goes_out() {
+    let mut w = World::new(974, Setup::with(Setup::second_volume));
+    w.start_synced();
+    w.write(A, 1, 0, 64);
+    w.settle();
+    w.disk_failed(A, 1);
+    w.must(A, Command::Detach { volume: Some(VolumeNr(1)), force: true });
+    w.settle();
+    let trouble = Trouble::Stick;
+    let fault = Fault { kind: Kind::MetaWrite, range: None, times: None, trouble };
+    w.nodes[A].backing[0].data.add_fault(fault);
+    w.cut();
+    let limit = Span::from_secs(60);
+    w.run_until("the loss is noticed", limit, |w| w.conn(A) < Conn::Connected);
+    w.heal();
+    w.run_until("A is to be the source", limit, |w| w.conn(A) == Conn::WFBitMapS);
+    w.disk_failed(A, 0);
+    w.tell(A, Command::Detach { volume: Some(VolumeNr(0)), force: true });
+    w.run_for(Span::from_ms(100));
+    w.heal_disks(A);
+    w.run_for(Span::from_secs(1));
+    assert_eq!(w.state(A, 0).disk, Disk::Diskless);
+    assert_eq!(w.state(A, 1).pdsk, Disk::UpToDate);
+    assert!(!w.has_logged(A, "in the middle of a bitmap transfer"));
+    w.read_all(A, 1);
+}
+
+/// A target's disk goes and comes back before it hears that the resync begins: it waits for the
+/// next one. The connection was dropped.
+#[test]
+fn a_start_of_a_resync_that_comes_too_late() {
+    let mut late = 0;
+    for steps in 0..60 {
+        let mut w = World::new(975, Setup::with(|s| s.speed.latency = Span::from_ms(20)));
+        w.start_synced();
+        w.must(B, Command::Detach { volume: None, force: false });
+        w.write(A, 0, 0, 64);
+        w.settle();
+        w.must(B, Command::Attach(None));
+        let limit = Span::from_secs(60);
+        w.run_until("B is to be a target", limit, |w| w.state(B, 0).conn == Conn::WFBitMapT);
+        for _ in 0..steps {
+            w.step();
+        }
+        late += u32::from(w.state(B, 0).conn == Conn::WFSyncUUID);
+        w.disk_failed(B, 0);
+        w.must(B, Command::Detach { volume: None, force: true });
+        w.must(B, Command::Attach(None));
+        w.wait_synced();
+        assert!(!w.has_logged(B, "peer broke the protocol"));
+    }
+    assert!(late > 0, "B was waiting for the start");
 }

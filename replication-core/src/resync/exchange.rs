@@ -180,7 +180,7 @@ impl Resource {
         let asks_for_it = self.asks_to_be_target(at);
         let volume = &mut self.volumes[at];
         let state = volume.state;
-        if state.disk <= Disk::Failed {
+        if state.disk <= Disk::Negotiating {
             // It was lost meanwhile, and the source is about to hear of that.
             return Ok(());
         }
@@ -382,5 +382,5 @@ impl Resource {
 /// marks to its own, and after a crash here nothing else would tell whose they are (GI-1).
 fn may_send_bitmap(volume: &Volume) -> bool {
     let is_on_disk = |disk: &LocalDisk| disk.durable_uuid.same(disk.uuids.current);
-    volume.bitmap_out && volume.disk.as_ref().is_none_or(is_on_disk)
+    volume.bitmap_out && volume.disk.as_ref().is_some_and(is_on_disk)
 }
