@@ -346,7 +346,10 @@ impl Resource {
                 if disk.durable_is_good && volume.state.disk == Disk::UpToDate {
                     volume.source_uuid = Uuid::ZERO;
                 }
-                volume.begun = volume.begun.filter(|begun| !begun.current.same(disk.durable_uuid));
+                if disk.durable_uuid.same(disk.uuids.current) {
+                    // It is on the disk, or what was taken back is not there any more.
+                    volume.begun = None;
+                }
                 if std::mem::take(&mut volume.uuids_due) {
                     self.send_uuids(at, false);
                 }

@@ -382,5 +382,6 @@ impl Resource {
 /// marks to its own, and after a crash here nothing else would tell whose they are (GI-1).
 fn may_send_bitmap(volume: &Volume) -> bool {
     let is_on_disk = |disk: &LocalDisk| disk.durable_uuid.same(disk.uuids.current);
-    volume.bitmap_out && volume.disk.as_ref().is_some_and(is_on_disk)
+    let is_settled = volume.begun.is_none();
+    volume.bitmap_out && is_settled && volume.disk.as_ref().is_some_and(is_on_disk)
 }
