@@ -375,50 +375,34 @@ fn a_disk_that_is_lost_as_it_becomes_good() {
     assert!((3..17).contains(&unanswered), "{unanswered} of 20");
 }
 
-/// A Primary that is being brought up to date loses its disk, and the link before its peer hears of
-/// that: it goes on with the peer's data, which it has been reading. It asked for a generation that
-/// nobody has, and was locked out.
+/// A Primary that is being brought up to date loses its disk and the link, in either order, before
+/// its peer hears of that: it goes on with the peer's data, which it has been reading. It asked for
+/// a generation that nobody has, and was locked out.
 #[test]
 fn a_target_that_loses_its_disk_and_the_link() {
-    let mut w = World::new(970, Setup::default());
-    w.start_synced();
-    w.must(A, Command::Detach { volume: None, force: false });
-    w.write(A, 0, 0, 64);
-    w.settle();
-    w.must(A, Command::Attach(None));
-    let limit = Span::from_secs(60);
-    w.run_until("A is a target", limit, |w| w.conn(A) == Conn::SyncTarget);
-    w.run_for(Span::from_ms(50));
-    w.cut();
-    w.must(A, Command::Detach { volume: None, force: true });
-    w.run_until("the loss is noticed", limit, |w| w.conn(A) < Conn::Connected);
-    w.heal();
-    w.run_until("B is back", limit, |w| w.state(A, 0).pdsk == Disk::UpToDate);
-    w.read_all(A, 0);
-    w.must(A, Command::Attach(None));
-    w.wait_synced();
-}
-
-/// The same, and the link is lost first: nothing that the peer has said is known any more.
-#[test]
-fn a_target_that_loses_the_link_and_its_disk() {
-    let mut w = World::new(971, Setup::default());
-    w.start_synced();
-    w.must(A, Command::Detach { volume: None, force: false });
-    w.write(A, 0, 0, 64);
-    w.settle();
-    w.must(A, Command::Attach(None));
-    let limit = Span::from_secs(60);
-    w.run_until("A is a target", limit, |w| w.conn(A) == Conn::SyncTarget);
-    w.run_for(Span::from_ms(50));
-    w.cut();
-    w.run_until("the loss is noticed", limit, |w| w.conn(A) < Conn::Connected);
-    w.must(A, Command::Detach { volume: None, force: true });
-    w.heal();
-    w.run_until("B is back", limit, |w| w.state(A, 0).pdsk == Disk::UpToDate);
-    w.read_all(A, 0);
-    w.must(A, Command::Attach(None));
-    w.wait_synced();
+    for link_first in [false, true] {
+        let mut w = World::new(970, Setup::default());
+        w.start_synced();
+        w.must(A, Command::Detach { volume: None, force: false });
+        w.write(A, 0, 0, 64);
+        w.settle();
+        w.must(A, Command::Attach(None));
+        let limit = Span::from_secs(60);
+        w.run_until("A is a target", limit, |w| w.conn(A) == Conn::SyncTarget);
+        w.run_for(Span::from_ms(50));
+        w.cut();
+        let is_alone = |w: &mut World| w.conn(A) < Conn::Connected;
+        if link_first {
+            w.run_until("the loss is noticed", limit, is_alone);
+        }
+        w.must(A, Command::Detach { volume: None, force: true });
+        w.run_until("the loss is noticed", limit, is_alone);
+        w.heal();
+        w.run_until("B is back", limit, |w| w.state(A, 0).pdsk == Disk::UpToDate);
+        w.read_all(A, 0);
+        w.must(A, Command::Attach(None));
+        w.wait_synced();
+    }
 }
 
 /// A Primary that is served by its peer attaches its old disk, and the peer loses its own before
