@@ -333,6 +333,16 @@ fn old_data_that_connects_is_not_served() {
     }
 }
 
+/// The Primary goes on without its disk, which comes back and is being brought up to date.
+fn becomes_a_target(w: &mut World) {
+    w.must(A, Command::Detach { volume: None, force: false });
+    w.write(A, 0, 0, 64);
+    w.settle();
+    w.must(A, Command::Attach(None));
+    let limit = Span::from_secs(20);
+    w.run_until("A is a target", limit, |w| w.conn(A) == Conn::SyncTarget);
+}
+
 /// A Primary whose disk is just in sync again loses it while the superblock that says so is on the
 /// way, and cannot tell its peer. That superblock may get there, so this disk comes back as the one
 /// that was written to last: what only the peer has is not done before the peer knows.
@@ -346,12 +356,8 @@ fn a_disk_that_is_lost_as_it_becomes_good() {
         });
         let mut w = World::new(seed, setup);
         w.start_synced();
-        w.must(A, Command::Detach { volume: None, force: false });
-        w.write(A, 0, 0, 64);
-        w.settle();
-        w.must(A, Command::Attach(None));
         let limit = Span::from_secs(20);
-        w.run_until("A is a target", limit, |w| w.conn(A) == Conn::SyncTarget);
+        becomes_a_target(&mut w);
         w.write(A, 0, 128, 8);
         w.run_until("A is in sync", limit, |w| w.state(A, 0).disk == Disk::UpToDate);
         w.run_for(Span::from_ms(4 * (seed - 940)));
@@ -383,12 +389,8 @@ fn a_target_that_loses_its_disk_and_the_link() {
     for link_first in [false, true] {
         let mut w = World::new(970, Setup::default());
         w.start_synced();
-        w.must(A, Command::Detach { volume: None, force: false });
-        w.write(A, 0, 0, 64);
-        w.settle();
-        w.must(A, Command::Attach(None));
         let limit = Span::from_secs(60);
-        w.run_until("A is a target", limit, |w| w.conn(A) == Conn::SyncTarget);
+        becomes_a_target(&mut w);
         w.run_for(Span::from_ms(50));
         w.cut();
         let is_alone = |w: &mut World| w.conn(A) < Conn::Connected;

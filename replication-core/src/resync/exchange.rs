@@ -181,7 +181,7 @@ impl Resource {
         let volume = &mut self.volumes[at];
         let state = volume.state;
         if state.disk <= Disk::Negotiating {
-            // It was lost meanwhile, and the source is about to hear of that.
+            // The one that was meant is lost, and the source is about to hear of that.
             return Ok(());
         }
         match state.conn {
@@ -379,7 +379,8 @@ impl Resource {
 }
 
 /// A map is told only when the generation in which it counts is on the disk: the peer adds the
-/// marks to its own, and after a crash here nothing else would tell whose they are (GI-1).
+/// marks to its own, and after a crash here nothing else would tell whose they are (GI-1). One that
+/// failed and may have got there all the same has to be gone from it, too.
 fn may_send_bitmap(volume: &Volume) -> bool {
     let is_on_disk = |disk: &LocalDisk| disk.durable_uuid.same(disk.uuids.current);
     let is_settled = volume.begun.is_none();
